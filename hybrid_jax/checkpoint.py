@@ -1,0 +1,190 @@
+"""Checkpoints: the only file that knows Orbax.
+
+A checkpoint `checkpoints/<step>/` holds one item for each part of the train state, and `meta`: step, seed,
+resolved config, data fingerprint, format version, and a checksum per array. Orbax writes it beside its
+place and renames it, so it is whole or absent; what happens to the bytes later, the checksums notice.
+"""
+
+import contextlib
+import functools
+import logging
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from hybrid_jax.errors import UserError
+
+FORMAT_VERSION = 1
+PARTS = ("params", "ema_params", "opt_state", "palette")
+
+
+@functools.partial(jax.jit, static_argnames="word")
+def _checksum(x: jax.Array, word: jnp.dtype) -> jax.Array:
+    """Two position-weighted sums of the array's words modulo 2^32; any single changed word changes both."""
+    words = jax.lax.bitcast_convert_type(x.reshape(-1), word).reshape(-1).astype(jnp.uint32)
+    place = jnp.arange(words.size, dtype=jnp.uint32)
+    mixed = words + place * jnp.uint32(0x9E3779B9)
+    mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
+    mixed = mixed ^ (mixed >> 13)
+    return jnp.stack([jnp.sum(words * (2 * place + 1)), jnp.sum(mixed)]).astype(jnp.uint32)
+
+
+def checksums(tree: Any) -> dict[str, str]:
+    """Returns {path of each array: 16 hexadecimal digits}, computed where the array lies."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+        found[jax.tree_util.keystr(path)] = _checksum(leaf, word)
+    return {p: f"{int(a):08x}{int(b):08x}" for p, (a, b) in jax.device_get(found).items()}
+
+
+def directory(workdir: str | os.PathLike) -> pathlib.Path:
+    """Returns where a workdir keeps its checkpoints."""
+    return pathlib.Path(workdir).absolute() / "checkpoints"
+
+
+class Checkpoints:
+    """Saves and restores the train state of one workdir."""
+
+    def __init__(self, workdir: str | os.PathLike, config=None):
+        """Opens the workdir's checkpoints: for training with its `config`, read-only without."""
+        self._read_only = config is None
+        self._path = directory(workdir)
+        if self._read_only and not self._path.is_dir():
+            raise UserError(f"--workdir={workdir}: holds no checkpoints; train first, with --mode=train")
+        policy = None
+        if config is not None:
+            policies = [ocp.checkpoint_managers.LatestN(config.checkpoint.keep_last)]
+            if config.checkpoint.keep_every:
+                policies.append(ocp.checkpoint_managers.EveryNSteps(config.checkpoint.keep_every))
+            policy = ocp.checkpoint_managers.AnyPreservationPolicy(policies)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy, create=not self._read_only, read_only=self._read_only
+        )
+        self._manager = ocp.CheckpointManager(self._path, options=options)
+
+    def steps(self) -> list[int]:
+        """Returns the steps that have a checkpoint, in ascending order."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state, config, fingerprint: str) -> None:
+        """Starts writing the state; returns as soon as its arrays may be overwritten."""
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        parts = {name: getattr(state, name) for name in PARTS if getattr(state, name) is not None}
+        meta = {
+            "format_version": FORMAT_VERSION,
+            "step": step,
+            "seed": config.seed,
+            "config": config.to_dict(),
+            "fingerprint": fingerprint,
+            "parts": sorted(parts),
+            "checksums": checksums(parts),
+        }
+        items = {name: ocp.args.StandardSave({"tree": part}) for name, part in parts.items()}
+        self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items), force=True)
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """Returns the `meta` item of one checkpoint; raises DamagedError where it cannot be read."""
+        with _as_damaged(step):
+            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            if meta["format_version"] != FORMAT_VERSION:
+                raise UserError(f"checkpoint {step}: format {meta['format_version']}, not {FORMAT_VERSION}")
+            return meta
+
+    def restore(self, step: int, targets: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Restores parts of one checkpoint and verifies every array of them.
+
+        Args:
+          step: which checkpoint.
+          targets: {part: tree of jax.ShapeDtypeStruct, with shardings if they matter}.
+
+        Returns:
+          ({part: tree}, meta).
+
+        Raises:
+          DamagedError: a part cannot be read, or an array differs from what was saved.
+        """
+        meta = self.meta(step)
+        with _as_damaged(step):
+            items = {name: ocp.args.StandardRestore({"tree": part}) for name, part in targets.items()}
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+            parts = {name: restored[name]["tree"] for name in targets}
+            for path, value in checksums(parts).items():
+                if meta["checksums"][path] != value:
+                    raise ValueError(f"checksum of {path} differs")
+        return parts, meta
+
+    def restore_latest(self, state, log: Callable[[str], None] = print):
+        """Restores the newest undamaged checkpoint into the shape and place of `state`.
+
+        A damaged one is named, set aside as `damaged-<step>` and the one before is tried.
+
+        Args:
+          state: TrainState of jax.ShapeDtypeStruct with shardings.
+          log: takes the line about a damaged checkpoint.
+
+        Returns:
+          (state, meta), or None where the workdir holds no checkpoint.
+
+        Raises:
+          UserError: there are checkpoints, and all of them are damaged.
+        """
+        targets = {name: getattr(state, name) for name in PARTS if getattr(state, name) is not None}
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                parts, meta = self.restore(step, targets)
+            except DamagedError as error:
+                log(str(error))
+                self._set_aside(step)
+                continue
+            # The step is part of the directory's name and of meta; it needs the others' placement.
+            at = jax.device_put(np.int32(step), state.step.sharding)
+            return state.replace(step=at, **parts), meta
+        if steps:
+            raise UserError(f"every checkpoint in {self._path} is damaged: start in another --workdir")
+        return None
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            (self._path / str(step)).rename(self._path / f"damaged-{step}")
+        self._manager.reload()
+
+    def wait(self) -> None:
+        """Returns when all saves are on disk; raises what went wrong in them."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for saves and frees the manager's threads."""
+        self._manager.close()
+
+
+class DamagedError(Exception):
+    """A checkpoint that cannot be trusted; the message has the word "damaged" and the step."""
+
+
+@contextlib.contextmanager
+def _as_damaged(step: int) -> Iterator[None]:
+    # Orbax and TensorStore report damage by many exception types; all of them mean the same here.
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        raise DamagedError(f"checkpoint {step} is damaged ({reason})") from error
+
+
+def silence() -> None:
+    """Keeps Orbax's own messages below errors; what a user needs to know, the loop says itself."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+

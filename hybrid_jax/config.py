@@ -1,0 +1,308 @@
+"""The configuration schema: every field with its default, unit and meaning, and its validation."""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+
+from hybrid_jax.errors import UserError, reject
+
+Check = Callable[[Any], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One configuration field.
+
+    Attributes:
+      default: the value a config starts from; its type is the field's type.
+      unit: what the number counts, empty for names and switches.
+      meaning: one sentence for `--mode=config` and the README.
+      allowed: what values are accepted, in words; used in the error line.
+      check: returns whether a value is accepted.
+    """
+
+    default: Any
+    unit: str
+    meaning: str
+    allowed: str = "any value of its type"
+    check: Check = lambda value: True
+
+
+def _at_least(low: float) -> dict[str, Any]:
+    return {"allowed": f"must be at least {low}", "check": lambda v: v >= low}
+
+
+def _one_of(*names: str) -> dict[str, Any]:
+    return {"allowed": f"must be one of {', '.join(names)}", "check": lambda v: v in names}
+
+
+def _share(low_open: bool = False, high_open: bool = False) -> dict[str, Any]:
+    low, high = "(" if low_open else "[", ")" if high_open else "]"
+    return {
+        "allowed": f"must lie in {low}0, 1{high}",
+        "check": lambda v: (v > 0 if low_open else v >= 0) and (v < 1 if high_open else v <= 1),
+    }
+
+
+def _sizes(count: int | None = None) -> dict[str, Any]:
+    what = "whole numbers" if count is None else f"{count} whole numbers"
+
+    def check(value):
+        return len(value) > 0 and count in (None, len(value)) and all(v >= 1 for v in value)
+
+    return {"allowed": f"must be {what} of at least 1", "check": check}
+
+
+_STRENGTH = "; empty = the recipe's own"
+_RECIPES = ("none", "grey_small", "simclr")
+EVALUATORS = ("linear_probe", "knn", "likelihood")
+
+FIELDS: dict[str, Field] = {
+    "seed": Field(0, "", "seed of initial values, data order and augmentation", **_at_least(0)),
+    "data.name": Field(
+        "embedded", "", "`embedded`, `fashion_mnist`, `digits`, `folder`, or a prepared tfds set"
+    ),
+    "data.path": Field("", "", "the image folder, or where prepared data sets lie (empty = usual)"),
+    "data.image_size": Field((28, 28), "pixels", "height, width; images are resized", **_sizes(2)),
+    "data.channels": Field(
+        1, "", "1 = grey, 3 = colour", allowed="must be 1 or 3", check=lambda v: v in (1, 3)
+    ),
+    "data.train_split": Field("train", "", "the split that is trained on"),
+    "data.validation_split": Field(
+        "10%", "", "a split, or a share of the training split that is held out (never trained on)"
+    ),
+    "data.test_split": Field("test", "", "the split that final figures are computed on"),
+    "data.on_error": Field(
+        "stop", "", "`stop` at an unreadable image file, or `skip` and count it", **_one_of("stop", "skip")
+    ),
+    "model.patch_size": Field(4, "pixels", "side of a patch; divides the image", **_at_least(1)),
+    "model.token_kind": Field(
+        "intensity", "", "what a token is: a channel's intensity, or a pixel's palette colour",
+        **_one_of("intensity", "palette"),
+    ),
+    "model.levels": Field(
+        256, "", "intensity levels; 256 = exact 8-bit likelihood",
+        allowed="must lie in [2, 256]", check=lambda v: 2 <= v <= 256,
+    ),
+    "model.palette_size": Field(512, "colours", "palette colours (k-means on the data)", **_at_least(2)),
+    "model.width": Field(96, "features", "width of both transformers", **_at_least(1)),
+    "model.num_heads": Field(3, "", "attention heads; divides the width", **_at_least(1)),
+    "model.encoder_layers": Field(4, "blocks", "depth of the encoder; 0 = a look-up only", **_at_least(0)),
+    "model.decoder_layers": Field(1, "blocks", "depth of the decoder", **_at_least(1)),
+    "model.decoder_skip": Field(
+        True, "", "add the shifted patch embedding to the decoder's input (ignored when encoder_layers = 0)"
+    ),
+    "model.pixel_head": Field(
+        "masked_mlp", "", "network inside a patch (ignored where a patch is one token)", **_one_of("masked_mlp")
+    ),
+    "model.view_attention": Field(
+        "full", "", "attention mask of the contrastive views", **_one_of("full", "causal")
+    ),
+    "model.projection_dims": Field((256, 64), "features", "layers of the contrastive head", **_sizes()),
+    "model.activation": Field("gelu", "", "activation of every MLP", **_one_of("gelu", "quick_gelu", "relu")),
+    "model.dtype": Field(
+        "float32", "", "type of matrix products; parameters, norms, softmax and losses stay float32",
+        **_one_of("float32", "bfloat16"),
+    ),
+    "model.remat": Field(False, "", "recompute each block in the backward pass: less memory, more time"),
+    "model.scan_layers": Field(False, "", "compile one block and loop over it: faster to compile when deep"),
+    "objective.generative_weight": Field(1.0, "per nat/token", "weight of the likelihood", **_at_least(0)),
+    "objective.contrastive_weight": Field(0.1, "per nat", "weight of the contrastive loss", **_at_least(0)),
+    "objective.contrastive": Field("nt_xent", "", "the contrastive loss", **_one_of("nt_xent")),
+    "objective.temperature": Field(
+        0.2, "", "divides cosines in the contrastive loss", allowed="must be above 0", check=lambda v: v > 0
+    ),
+    "augment.recipe": Field("grey_small", "", "how views are made", **_one_of(*_RECIPES)),
+    "augment.view_keep": Field(
+        0.5, "share of patches", "patches that each view keeps, drawn at random", **_share(low_open=True)
+    ),
+    "augment.crop_min_area": Field(None, "share of area", f"smallest crop{_STRENGTH}", **_share(low_open=True)),
+    "augment.flip": Field(None, "probability", f"horizontal flip{_STRENGTH}", **_share()),
+    "augment.brightness": Field(None, "", f"factor drawn from 1 -/+ this{_STRENGTH}", **_share()),
+    "augment.contrast": Field(None, "", f"factor drawn from 1 -/+ this{_STRENGTH}", **_share()),
+    "augment.saturation": Field(None, "", f"factor drawn from 1 -/+ this (colour){_STRENGTH}", **_share()),
+    "augment.hue": Field(None, "turns", f"rotation drawn from -/+ this (colour){_STRENGTH}", **_share()),
+    "augment.grayscale": Field(None, "probability", f"removal of colour{_STRENGTH}", **_share()),
+    "augment.blur": Field(None, "probability", f"Gaussian blur{_STRENGTH}", **_share()),
+    "train.total_steps": Field(1000, "steps", "length of the run, the only clock", **_at_least(1)),
+    "train.batch_size": Field(256, "images", "global images per step", **_at_least(1)),
+    "train.microbatches": Field(1, "", "passes a batch is cut into; the contrastive batch stays whole", **_at_least(1)),
+    "train.likelihood_fraction": Field(
+        1.0, "share of the batch", "images the likelihood is computed on", **_share(low_open=True)
+    ),
+    "train.ema_decay": Field(0.0, "", "moving average of the parameters, used where > 0", **_share(high_open=True)),
+    "train.skip_nonfinite": Field(0, "updates", "non-finite updates in a row that are skipped", **_at_least(0)),
+    "optimizer.name": Field("adamw", "", "the optimizer", **_one_of("adamw")),
+    "optimizer.learning_rate": Field(2e-3, "", "peak learning rate", **_at_least(0)),
+    "optimizer.warmup_steps": Field(50, "steps", "linear warm-up, at most half of total_steps", **_at_least(0)),
+    "optimizer.weight_decay": Field(0.05, "", "decoupled weight decay of matrices", **_at_least(0)),
+    "optimizer.b2": Field(0.95, "", "decay of the second moment", **_share(high_open=True)),
+    "optimizer.clip_norm": Field(1.0, "", "global gradient norm is clipped here; 0 = never", **_at_least(0)),
+    "mesh.data": Field(
+        -1, "devices", "devices that share the batch; -1 = all that are left",
+        allowed="must be -1 or at least 1", check=lambda v: v == -1 or v >= 1,
+    ),
+    "mesh.fsdp": Field(1, "devices", "devices that share batch, parameters and optimizer", **_at_least(1)),
+    "checkpoint.every_steps": Field(500, "steps", "time between checkpoints; the last step has one", **_at_least(1)),
+    "checkpoint.keep_last": Field(2, "checkpoints", "how many of the newest are kept", **_at_least(2)),
+    "checkpoint.keep_every": Field(0, "steps", "also keep each multiple of this; 0 = none", **_at_least(0)),
+    "log.every_steps": Field(50, "steps", "time between progress lines", **_at_least(1)),
+    "log.gradients": Field(True, "", "at each progress line, compare the two losses' gradients on the encoder"),
+    "eval.every_steps": Field(
+        0, "steps", "time between evaluations; 0 = after the last step only, -1 = never", **_at_least(-1)
+    ),
+    "eval.evaluators": Field(
+        EVALUATORS, "", "which evaluators run",
+        allowed=f"must be taken from {', '.join(EVALUATORS)}", check=lambda v: set(v) <= set(EVALUATORS),
+    ),
+    "eval.batch_size": Field(500, "images", "images per evaluation batch", **_at_least(1)),
+    "eval.linear_probe.c_values": Field(
+        (0.01, 0.1, 1.0), "", "inverse L2 strengths tried on validation",
+        allowed="must be numbers above 0", check=lambda v: len(v) > 0 and all(c > 0 for c in v),
+    ),
+    "eval.linear_probe.max_iterations": Field(300, "iterations", "limit of the L-BFGS solver", **_at_least(1)),
+    "eval.knn.k": Field(20, "neighbours", "neighbours that vote", **_at_least(1)),
+    "eval.knn.temperature": Field(
+        0.07, "", "a vote weighs exp(cosine / this)", allowed="must be above 0", check=lambda v: v > 0
+    ),
+    "eval.likelihood.num_images": Field(0, "images", "first images of the split; 0 = all", **_at_least(0)),
+}
+
+# A resumed run may change these; every other field must stay as the workdir's.
+MAY_CHANGE = ("train.total_steps", "mesh.", "log.", "eval.", "checkpoint.", "data.path")
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Returns a locked config that holds every field's default; files in `configs/` start from it."""
+    config = ml_collections.ConfigDict()
+    for name, field in FIELDS.items():
+        *sections, leaf = name.split(".")
+        node = config
+        for section in sections:
+            if section not in node:
+                node[section] = ml_collections.ConfigDict()
+            node = node[section]
+        optional = field.default is None
+        node[leaf] = ml_collections.config_dict.placeholder(float) if optional else field.default
+    return config.lock()
+
+
+def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns {dotted field name: value}; lists become tuples."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            flat.update({f"{name}.{k}": v for k, v in flatten(value).items()})
+        else:
+            flat[name] = tuple(value) if isinstance(value, list | tuple) else value
+    return flat
+
+
+def from_dict(nested: dict[str, Any]) -> ml_collections.ConfigDict:
+    """Returns the locked config of a nested dict, as `config.json` holds it.
+
+    Raises:
+      UserError: an unknown field, or a value of the wrong type.
+    """
+    config = default_config()
+    flat = flatten(ml_collections.ConfigDict(nested))
+    for name, value in flat.items():
+        if name not in FIELDS:
+            raise UserError(f"config.{name}: no such field{nearest(name, FIELDS)}")
+        *sections, leaf = name.split(".")
+        node = config
+        for section in sections:
+            node = node[section]
+        try:
+            node[leaf] = value
+        except (TypeError, ValueError) as error:
+            kind = type(FIELDS[name].default).__name__
+            raise reject(name, value, f"must be of type {kind}") from error
+    return config
+
+
+def nearest(name: str, known) -> str:
+    """Returns ", did you mean X?" for the known name nearest to `name`, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """Returns the config as the text of `config.json`, nested by section."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Checks every field on its own, then those that depend on one another.
+
+    Raises:
+      UserError: the first field at fault, with its value and what is allowed.
+    """
+    flat = flatten(config)
+    for name, field in FIELDS.items():
+        if name not in flat:
+            raise UserError(f"config.{name}: missing; start the config from default_config()")
+        value = flat[name]
+        if value is not None and not field.check(value):
+            raise reject(name, value, field.allowed)
+    _validate_model(config)
+    _validate_training(config)
+
+
+def _validate_model(config: ml_collections.ConfigDict) -> None:
+    model, objective = config.model, config.objective
+    height, width = config.data.image_size
+    if height % model.patch_size or width % model.patch_size:
+        fits = [p for p in range(1, min(height, width) + 1) if height % p == 0 and width % p == 0]
+        allowed = f"must divide data.image_size={(height, width)}: one of {fits}"
+        raise reject("model.patch_size", model.patch_size, allowed)
+    if model.width % model.num_heads:
+        raise reject("model.num_heads", model.num_heads, f"must divide model.width={model.width}")
+    if objective.generative_weight == objective.contrastive_weight == 0:
+        raise reject("objective.generative_weight", 0, "one of the two weights must be above 0")
+    if objective.contrastive_weight > 0 and model.encoder_layers == 0:
+        allowed = "must be at least 1 where objective.contrastive_weight is above 0"
+        raise reject("model.encoder_layers", 0, allowed)
+    causal_views = objective.contrastive_weight > 0 and model.view_attention == "causal"
+    if causal_views and config.augment.view_keep < 1:
+        allowed = "must be 1 where model.view_attention is 'causal'"
+        raise reject("augment.view_keep", config.augment.view_keep, allowed)
+
+
+def _validate_training(config: ml_collections.ConfigDict) -> None:
+    batch, pieces = config.train.batch_size, config.train.microbatches
+    if batch % pieces:
+        raise reject("train.microbatches", pieces, f"must divide train.batch_size={batch}")
+    if config.objective.contrastive_weight > 0 and batch < 2:
+        raise reject("train.batch_size", batch, "a contrastive batch needs at least 2 images")
+    likelihood = likelihood_batch(config)
+    if likelihood < 1 or likelihood % pieces:
+        allowed = f"gives {likelihood} images; must be a positive multiple of train.microbatches={pieces}"
+        raise reject("train.likelihood_fraction", config.train.likelihood_fraction, allowed)
+
+
+def likelihood_batch(config: ml_collections.ConfigDict) -> int:
+    """Returns on how many images of a global batch the likelihood is computed."""
+    return round(config.train.batch_size * config.train.likelihood_fraction)
+
+
+def contradictions(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:
+    """Returns one line for each field a resumed run may not change but `new` does."""
+    before, after = flatten(old), flatten(new)
+    return [
+        f"config.{name}={after[name]!r}: the workdir was trained with {before[name]!r}"
+        for name in FIELDS
+        if before[name] != after[name] and not name.startswith(MAY_CHANGE)
+    ]
+
+
+def describe() -> str:
+    """Returns a table of all fields: name, default, unit, meaning."""
+    rows = [("field", "default", "unit", "meaning")]
+    rows += [(n, repr(f.default), f.unit, f.meaning) for n, f in FIELDS.items()]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3]]) for row in rows)

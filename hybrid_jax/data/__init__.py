@@ -1,0 +1,1 @@
+"""Images from disk to index order: sources, the image folder, and the stateless order of examples."""

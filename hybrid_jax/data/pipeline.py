@@ -1,0 +1,63 @@
+"""Which images belong together: pure functions of their arguments, so there is no iterator state to save."""
+
+import functools
+
+import numpy as np
+
+from hybrid_jax.errors import reject
+
+# Not config.seed: runs with different seeds are judged on the same held-out images.
+_SPLIT_SEED = 0
+
+
+def steps_per_epoch(num_images: int, batch_size: int) -> int:
+    """Returns how many whole batches one pass over the images gives.
+
+    Raises:
+      UserError: the batch is larger than the data.
+    """
+    if batch_size > num_images:
+        raise reject("train.batch_size", batch_size, f"must be at most the {num_images} training images")
+    return num_images // batch_size
+
+
+def batch_indices(seed: int, step: int, num_images: int, batch_size: int) -> np.ndarray:
+    """Returns which images the global batch of a step holds.
+
+    Each epoch is a fresh permutation whose incomplete last batch is dropped, so no batch holds an image
+    twice.
+
+    Args:
+      seed: of the order.
+      step: counted from 0 over the whole run.
+      num_images: size of the training split.
+      batch_size: global images per step.
+
+    Returns:
+      (batch_size,) int64, read-only.
+
+    Raises:
+      UserError: the batch is larger than the data.
+    """
+    epoch, index = divmod(step, steps_per_epoch(num_images, batch_size))
+    return _permutation(seed, epoch, num_images)[index * batch_size : (index + 1) * batch_size]
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
+    """(num_images,) int64; read-only, because every caller shares the cached array."""
+    entropy = np.random.SeedSequence(seed, spawn_key=(epoch,))
+    order = np.random.default_rng(entropy).permutation(num_images)
+    order.flags.writeable = False
+    return order
+
+
+def hold_out(num_images: int, percent: float) -> tuple[np.ndarray, np.ndarray]:
+    """Draws a share of at least one image, always the same for the same arguments.
+
+    Returns:
+      kept, held: int64 indices in rising order; disjoint, together all images. `kept` may be empty.
+    """
+    count = min(num_images, max(1, round(num_images * percent / 100)))
+    order = np.random.default_rng(_SPLIT_SEED).permutation(num_images)
+    return np.sort(order[count:]), np.sort(order[:count])

@@ -1,0 +1,21 @@
+"""The one exception that means "the user's mistake"."""
+
+
+class UserError(ValueError):
+    """A mistake the user can mend; its message is one line naming field, value and what is allowed.
+
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+
+def reject(field: str, value: object, allowed: str) -> UserError:
+    """Returns the error for a config `field` whose `value` is not what is `allowed`."""
+    return UserError(f"config.{field}={value!r}: {allowed}")
+
+
+class Preempted(Exception):  # noqa: N818 - an event, not an error
+    """The run was asked to stop and has saved; the same command continues it. Exit code 75."""
+
+
+class NonFiniteError(RuntimeError):
+    """A loss that is not finite; the message names it and its step. Exit code 1."""

@@ -1,0 +1,53 @@
+"""Evaluators: each takes a checkpoint and a data set through one named protocol."""
+
+import pathlib
+from collections.abc import Callable
+
+from hybrid_jax.evaluators import knn, likelihood, linear_probe
+from hybrid_jax.evaluators.features import FeatureStore, FloorCache, Skipped
+
+Evaluator = Callable[[FeatureStore, object, FloorCache], list[dict]]
+
+EVALUATORS: dict[str, Evaluator] = {
+    "linear_probe": linear_probe.evaluate,
+    "knn": knn.evaluate,
+    "likelihood": likelihood.evaluate,
+}
+
+
+def evaluate(
+    model,
+    data,
+    config,
+    cache_dir: pathlib.Path | None = None,
+    log: Callable[[str], None] = print,
+    features: FeatureStore | None = None,
+) -> list[dict]:
+    """Runs the evaluators that `config.eval.evaluators` names, in that order.
+
+    Args:
+      model: a restored checkpoint, as `hybrid_jax.load` returns.
+      data: a data set with `train`, `validation`, `test` and `fingerprint`.
+      config: resolved; only `eval` and `seed` are read.
+      cache_dir: where floors that no checkpoint changes are kept; None computes them anew.
+      log: takes one line for every evaluator that is skipped.
+      features: of the same model and data; the report can then use the same.
+
+    Returns:
+      What becomes `eval/<step>.json`: results `{metric, value, n, protocol, split, floor, seed, ...}`,
+      floor `{name: value}` in the metric's unit.
+
+    Raises:
+      UserError: a setting that the data cannot serve.
+    """
+    features = features or FeatureStore(model, data)
+    floors = FloorCache(cache_dir)
+    results = []
+    for name in config.eval.evaluators:
+        try:
+            found = EVALUATORS[name](features, config, floors)
+        except Skipped as reason:
+            log(f"{name}: skipped, {reason}")
+        else:
+            results += [{**row, "seed": config.seed} for row in found]
+    return results

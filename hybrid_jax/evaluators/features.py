@@ -1,0 +1,157 @@
+"""What evaluators share: features by split, raw pixels, and floors that no checkpoint changes.
+
+Dimensions: n images, H W C image, D features.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+
+SPLITS = ("train", "validation", "test")
+PIXEL_SIDE = 32
+
+
+class Skipped(Exception):
+    """An evaluator cannot run on this data or this checkpoint; the message is the reason."""
+
+
+class FeatureStore:
+    """Features of a model on the splits of a data set, each computed once.
+
+    Evaluators and the report read one store, so that no image passes the network twice.
+
+    Attributes:
+      model: anything with `features(images)`, `default_layer`, as `hybrid_jax.load` returns.
+      data: a data set with `train`, `validation`, `test`; the last two may be None.
+    """
+
+    def __init__(self, model, data):
+        self.model, self.data = model, data
+        self._found: dict[str, dict[str, np.ndarray]] = {}
+
+    def layers(self, split: str) -> dict[str, np.ndarray]:
+        """Returns {layer: (n, D) float32} of the whole split.
+
+        Raises:
+          ValueError: a feature is not finite.
+        """
+        if split not in self._found:
+            self._found[split] = self.model.features(getattr(self.data, split).images)
+            for name, values in self._found[split].items():
+                if not np.isfinite(values).all():
+                    raise ValueError(f"layer {name!r}: features of the {split} split are not finite")
+        return self._found[split]
+
+    def default(self, split: str) -> np.ndarray:
+        """Returns the default layer's (n, D) float32 of the whole split."""
+        return self.layers(split)[self.model.default_layer]
+
+    def at_least(self, split: str, num: int) -> np.ndarray:
+        """Returns the default layer of the whole split where known already, else of its first `num` images.
+
+        The result, (m, D) float32, belongs to the first m images.
+        """
+        if split in self._found:
+            return self.default(split)
+        return self.model.embed(getattr(self.data, split).images[:num])
+
+
+class FloorCache:
+    """Floors that depend on the data and the protocol only, kept in `directory`/floors.json.
+
+    Attributes:
+      directory: where the file lies; None keeps nothing between calls.
+    """
+
+    def __init__(self, directory: pathlib.Path | None):
+        self.path = None if directory is None else pathlib.Path(directory) / "floors.json"
+
+    def get(self, compute: Callable[[], float], **key) -> float:
+        """Returns the floor stored under `key`, or computes and stores it.
+
+        Args:
+          compute: returns the floor.
+          **key: everything the floor depends on, as JSON can write it.
+        """
+        name = json.dumps(key, sort_keys=True)
+        known = self._read()
+        if name not in known:
+            known[name] = float(compute())
+            self._write(known)
+        return known[name]
+
+    def _read(self) -> dict[str, float]:
+        try:
+            return json.loads(self.path.read_text()) if self.path else {}
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}  # a damaged cache costs a recomputation, nothing else
+
+    def _write(self, known: dict[str, float]) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(known, indent=1))
+        os.replace(partial, self.path)
+
+
+def raw_pixels(images: np.ndarray) -> np.ndarray:
+    """Pixels as features, the floor of every representation.
+
+    Images above 32 pixels on a side are averaged over square blocks until they are not: a classifier
+    on more pixels would cost far more than the model's own evaluation.
+
+    Args:
+      images: (n, H, W, C) uint8.
+
+    Returns:
+      (n, h*w*C) float32 in [0, 1].
+    """
+    n, height, width, channels = images.shape
+    block = _block(images)
+    if block > 1:
+        images = np.pad(images, ((0, 0), (0, -height % block), (0, -width % block), (0, 0)), mode="edge")
+        rows, columns = images.shape[1] // block, images.shape[2] // block
+        blocks = images.reshape(n, rows, block, columns, block, channels)
+        images = blocks.mean(axis=(2, 4), dtype=np.float32)
+    return images.reshape(n, -1).astype(np.float32) / 255
+
+
+def raw_pixels_name(images: np.ndarray) -> str:
+    """Returns what `raw_pixels` of these images is called in a result."""
+    block = _block(images)
+    if block == 1:
+        return "raw pixels"
+    return f"raw pixels averaged to {-(-images.shape[1] // block)}x{-(-images.shape[2] // block)}"
+
+
+def _block(images: np.ndarray) -> int:
+    return -(-max(images.shape[1:3]) // PIXEL_SIDE)
+
+
+def has_split(data, split: str) -> bool:
+    """Returns whether `data` has images in a split."""
+    found = getattr(data, split)
+    return found is not None and len(found.images) > 0
+
+
+def require_split(data, split: str, labels: bool = False):
+    """Returns a split of `data` that has images, and labels if asked.
+
+    Raises:
+      Skipped: it has not.
+    """
+    if not has_split(data, split):
+        raise Skipped(f"the data has no {split} split")
+    found = getattr(data, split)
+    if labels and found.labels is None:
+        raise Skipped("the data has no labels")
+    return found
+
+
+def standard_error(values: np.ndarray) -> float | None:
+    """Returns the standard error of the mean of (n,) values; None for fewer than two."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None

@@ -1,0 +1,129 @@
+"""k-nearest-neighbour classifier on frozen features (protocol knn-v1), as DINO's (Caron et al. 2021).
+
+Each test image asks its k nearest training images by cosine; a neighbour's vote weighs
+exp(cosine / temperature). Ties: of equal cosines the earlier training image is the nearer, of equal
+votes the lower label wins.
+
+Dimensions: n queries, m bank images, D features, K classes.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hybrid_jax.errors import reject
+from hybrid_jax.evaluators.features import (
+    FeatureStore,
+    FloorCache,
+    raw_pixels,
+    raw_pixels_name,
+    require_split,
+    standard_error,
+)
+
+PROTOCOL = "knn-v1"
+QUERIES_AT_ONCE = 500
+
+
+def nearest(queries: np.ndarray, bank: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Finds each query's nearest bank rows by cosine.
+
+    Memory grows with 500 * m, not n * m.
+
+    Args:
+      queries: (n, D) features; a zero vector has cosine 0 with everything.
+      bank: (m, D) features.
+      k: neighbours, at most m.
+
+    Returns:
+      (n, k) float32 cosines, descending, and (n, k) int32 rows of the bank; of equal cosines the lower
+      row comes first.
+    """
+    bank = jnp.asarray(_normalise(bank))
+    cosines, rows = [], []
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        chunk = _normalise(queries[start : start + QUERIES_AT_ONCE])
+        # Padding keeps one compiled shape for every chunk.
+        padded = np.pad(chunk, ((0, min(QUERIES_AT_ONCE, len(queries)) - len(chunk)), (0, 0)))
+        found = jax.device_get(_top(jnp.asarray(padded), bank, k))
+        cosines.append(found[0][: len(chunk)])
+        rows.append(found[1][: len(chunk)])
+    return np.concatenate(cosines), np.concatenate(rows)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _top(queries: jax.Array, bank: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    # Float32 products also on TPUs, whose default would round them to bfloat16.
+    return jax.lax.top_k(jnp.matmul(queries, bank.T, precision=jax.lax.Precision.HIGHEST), k)
+
+
+def _normalise(x: np.ndarray) -> np.ndarray:
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    return (x / np.maximum(length, 1e-12)).astype(np.float32)
+
+
+def classify(
+    queries: np.ndarray, bank: np.ndarray, labels: np.ndarray, k: int, temperature: float
+) -> np.ndarray:
+    """Returns the (n,) labels that the neighbours vote for.
+
+    Args:
+      queries: (n, D) features.
+      bank: (m, D) features.
+      labels: (m,) labels of the bank, any integers.
+      k: neighbours, at most m.
+      temperature: divides cosines in the votes.
+    """
+    classes, targets = np.unique(labels, return_inverse=True)
+    cosines, rows = nearest(queries, bank, k)
+    # A factor common to one query's votes decides nothing: with the nearest at 1, none can overflow.
+    weights = np.exp((cosines - cosines[:, :1]).astype(np.float64) / temperature)
+    cells = np.arange(len(queries))[:, None] * len(classes) + targets[rows]
+    votes = np.bincount(cells.ravel(), weights.ravel(), minlength=len(queries) * len(classes))
+    return classes[np.argmax(votes.reshape(-1, len(classes)), axis=1)]
+
+
+def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
+    """Runs the protocol on the default layer, the training split as the bank.
+
+    Args:
+      features: of a model and labelled data.
+      config: resolved; `eval.knn` is read.
+      floors: where the raw pixels' accuracy is kept.
+
+    Returns:
+      One result; `value` is top-1 accuracy in [0, 1].
+
+    Raises:
+      Skipped: no test split or no labels.
+      UserError: more neighbours than training images.
+    """
+    data, settings = features.data, config.eval.knn
+    train, test = (require_split(data, split, labels=True) for split in ("train", "test"))
+    if settings.k > len(train.images):
+        raise reject("eval.knn.k", settings.k, f"must be at most the {len(train.images)} training images")
+
+    def hits(queries: np.ndarray, bank: np.ndarray) -> np.ndarray:
+        return classify(queries, bank, train.labels, settings.k, settings.temperature) == test.labels
+
+    def floor() -> float:
+        return float(np.mean(hits(raw_pixels(test.images), raw_pixels(train.images))))
+
+    correct = hits(features.default("test"), features.default("train"))
+    shared = {"protocol": PROTOCOL, "k": settings.k, "temperature": settings.temperature}
+    name = raw_pixels_name(train.images)
+    return [
+        {
+            "metric": "knn_accuracy",
+            "value": float(np.mean(correct)),
+            "standard_error": standard_error(correct),
+            "n": len(test.images),
+            "n_train": len(train.images),
+            "split": "test",
+            "layer": features.model.default_layer,
+            "floor": {name: floors.get(floor, floor=name, data=data.fingerprint, **shared)},
+            **shared,
+        }
+    ]

@@ -1,0 +1,175 @@
+"""Linear probe: L2 multinomial logistic regression on frozen features (protocol linear-probe-v1).
+
+Features are the mean over positions of a layer, standardised by the training split. C is chosen by
+accuracy on the validation split (ties: the smaller C), the classifier is refitted on training and
+validation images at that C, and the test split is read once. Three variants are reported:
+
+- `default`: the checkpoint's default layer, chosen before any label was seen;
+- `best_layer`: the layer with the best validation accuracy at the middle C, fitted on at most the first
+  5,000 training images (ties: the earlier layer);
+- `last_four`: the outputs of the last four encoder blocks side by side (of the decoder where there is no
+  encoder; of all blocks where there are fewer), before the final norm.
+
+Dimensions: n images, D features, K classes.
+"""
+
+import numpy as np
+
+from hybrid_jax.evaluators.features import (
+    FeatureStore,
+    FloorCache,
+    has_split,
+    raw_pixels,
+    raw_pixels_name,
+    require_split,
+    standard_error,
+)
+from hybrid_jax.evaluators.logistic import Spectrum, fit_logistic
+
+PROTOCOL = "linear-probe-v1"
+LAYER_CHOICE_IMAGES = 5_000
+
+
+def standardise(parts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns {split: (n, D) float32}, shifted and scaled by the mean and deviation of `train`.
+
+    Features that are constant in `train` become 0 there and are only shifted elsewhere.
+    """
+    mean, deviation = parts["train"].mean(axis=0), parts["train"].std(axis=0)
+    deviation[deviation < 1e-6] = 1
+    return {split: ((x - mean) / deviation).astype(np.float32) for split, x in parts.items()}
+
+
+def probe(parts: dict[str, np.ndarray], labels: dict[str, np.ndarray], c_values, max_iterations: int) -> dict:
+    """Takes one set of features through the protocol.
+
+    Args:
+      parts: {split: (n, D)} for `train`, `test` and, where there is one, `validation`.
+      labels: {split: (n,)} likewise.
+      c_values: inverse penalties; without a validation split the middle one is used.
+      max_iterations: limit of the solver in each fit.
+
+    Returns:
+      `value` (test accuracy), its `standard_error`, `n`, `n_train` (images of the last fit), `C`,
+      `validation_accuracy` (None without that split), `iterations`, `converged`.
+    """
+    x = standardise(parts)
+    spectrum = Spectrum.of(x["train"])
+    c_values, scores = sorted(c_values), []
+    c = middle(c_values)
+    if "validation" in x:
+        for value in c_values:
+            fitted = fit_logistic(x["train"], labels["train"], value, spectrum, max_iterations)
+            scores.append(np.mean(fitted.predict(x["validation"]) == labels["validation"]))
+        c = c_values[int(np.argmax(scores))]
+    seen = [split for split in ("train", "validation") if split in x]
+    x_seen, y_seen = (np.concatenate([source[split] for split in seen]) for source in (x, labels))
+    fitted = fit_logistic(x_seen, y_seen, c, spectrum, max_iterations)
+    hits = fitted.predict(x["test"]) == labels["test"]
+    return {
+        "value": float(np.mean(hits)),
+        "standard_error": standard_error(hits),
+        "n": len(hits),
+        "n_train": len(y_seen),
+        "C": float(c),
+        "validation_accuracy": float(max(scores)) if scores else None,
+        "iterations": fitted.iterations,
+        "converged": fitted.converged,
+    }
+
+
+def middle(c_values) -> float:
+    """Returns the middle of the values, the lower one of two."""
+    ordered = sorted(c_values)
+    return ordered[(len(ordered) - 1) // 2]
+
+
+def best_layer(features: FeatureStore, labels: dict[str, np.ndarray], c: float, max_iterations: int) -> str:
+    """Returns the layer whose probe is best on validation; see the protocol above."""
+    y, scores = labels["train"][:LAYER_CHOICE_IMAGES], {}
+    for name, train in features.layers("train").items():
+        parts = {"train": train[:LAYER_CHOICE_IMAGES], "validation": features.layers("validation")[name]}
+        x = standardise(parts)
+        fitted = fit_logistic(x["train"], y, c, Spectrum.of(x["train"]), max_iterations)
+        scores[name] = np.mean(fitted.predict(x["validation"]) == labels["validation"])
+    return max(scores, key=scores.get)
+
+
+def last_four(names) -> list[str]:
+    """Returns the last four blocks of the encoder, or of the decoder where there is no encoder."""
+    for stack in ("encoder/", "decoder/"):
+        numbers = sorted(int(name.removeprefix(stack)) for name in names if name.startswith(stack))
+        if numbers:
+            return [f"{stack}{number}" for number in numbers[-4:]]
+    return []
+
+
+def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
+    """Runs the protocol.
+
+    Args:
+      features: of a model and labelled data.
+      config: resolved; `eval.linear_probe` is read.
+      floors: where the raw pixels' accuracy is kept.
+
+    Returns:
+      One result a variant, the default layer first; `value` is top-1 accuracy in [0, 1].
+
+    Raises:
+      Skipped: no test split, no labels, or one class only.
+    """
+    data, settings = features.data, config.eval.linear_probe
+    labels = _labels(data)
+    grid, limit = tuple(sorted(float(c) for c in settings.c_values)), settings.max_iterations
+
+    def floor() -> float:
+        return probe({s: raw_pixels(getattr(data, s).images) for s in labels}, labels, grid, limit)["value"]
+
+    key = {"protocol": PROTOCOL, "data": data.fingerprint, "c_values": grid, "max_iterations": limit}
+    name = raw_pixels_name(data.train.images)
+    common = {
+        "metric": "linear_probe_accuracy",
+        "protocol": PROTOCOL,
+        "split": "test",
+        "c_values": list(grid),
+    }
+    common |= {"max_iterations": limit, "floor": {name: floors.get(floor, floor=name, **key)}}
+    rows, outcomes = [], {}
+    for variant in _variants(features, labels, middle(grid), limit):
+        layers = tuple(variant["layers"])
+        if layers not in outcomes:
+            parts = {s: np.concatenate([features.layers(s)[n] for n in layers], axis=1) for s in labels}
+            outcomes[layers] = probe(parts, labels, grid, limit)
+        rows.append({**common, **variant, **outcomes[layers]})
+    return rows
+
+
+def _labels(data) -> dict[str, np.ndarray]:
+    labels = {split: require_split(data, split, labels=True).labels for split in ("train", "test")}
+    if has_split(data, "validation") and data.validation.labels is not None:
+        labels["validation"] = data.validation.labels
+    return labels
+
+
+def _variants(features: FeatureStore, labels: dict[str, np.ndarray], c: float, limit: int) -> list[dict]:
+    def row(variant: str, layers: list[str], selection: str, **more) -> dict:
+        return {
+            "variant": variant,
+            "layer": "+".join(layers),
+            "layers": layers,
+            "selection": selection,
+            **more,
+        }
+
+    default = row("default", [features.model.default_layer], "default layer")
+    four = last_four(features.layers("train"))
+    four = row("last_four", four, "concatenation of the last four layers")
+    if "validation" not in labels:
+        note = "no labelled validation split: C is the middle of the grid, and no best layer is chosen"
+        return [{**default, "note": note}, {**four, "note": note}]
+    chosen = best_layer(features, labels, c, limit)
+    used = min(LAYER_CHOICE_IMAGES, len(labels["train"]))
+    best = row(
+        "best_layer", [chosen], "best layer by validation", layer_choice_C=c, layer_choice_n_train=used
+    )
+    return [default, best, four]

@@ -1,0 +1,114 @@
+"""L2 multinomial logistic regression, solved in coordinates in which features are white.
+
+Dimensions: n images, D features, K classes.
+"""
+
+import dataclasses
+
+import numpy as np
+import scipy.optimize
+import threadpoolctl
+
+from hybrid_jax.evaluators.features import Skipped
+
+SPECTRUM_IMAGES = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Spectrum:
+    """Eigenvalues (D,) and eigenvectors (D, D), float32, of the second moment of features."""
+
+    values: np.ndarray
+    vectors: np.ndarray
+
+    @classmethod
+    def of(cls, x: np.ndarray) -> "Spectrum":
+        """Returns the spectrum of (n, D) features, from at most their first 10,000 rows.
+
+        It only conditions the solver: rows that are left out cost iterations, never accuracy.
+        """
+        sample = x[:SPECTRUM_IMAGES]
+        return cls(*np.linalg.eigh(sample.T @ sample / len(sample)))
+
+
+@dataclasses.dataclass(frozen=True)
+class LogisticRegression:
+    """A fitted classifier.
+
+    Attributes:
+      classes: (K,) labels, ascending.
+      weights: (D, K) float32.
+      bias: (K,) float32.
+      iterations: steps the solver took.
+      converged: whether it stopped before its limit.
+    """
+
+    classes: np.ndarray
+    weights: np.ndarray
+    bias: np.ndarray
+    iterations: int
+    converged: bool
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """(n, D) -> (n,) labels."""
+        return self.classes[np.argmax(x @ self.weights + self.bias, axis=1)]
+
+
+def fit_logistic(
+    x: np.ndarray,
+    y: np.ndarray,
+    c: float,
+    spectrum: Spectrum,
+    max_iterations: int,
+    tolerance: float = 1e-4,
+) -> LogisticRegression:
+    """Minimises C * sum of cross-entropies + |W|^2 / 2, the objective of scikit-learn's LogisticRegression.
+
+    The solver is L-BFGS as there, but on V with W = U (S + K/(Cn))^(-1/2) V, where U S U' is the second
+    moment of the features: the same minimum in about 60 steps, where the plain coordinates of features
+    need 400 to 2,000 and scikit-learn at its default limit stops up to 0.8 points of accuracy short.
+
+    Args:
+      x: (n, D) float32, standardised.
+      y: (n,) labels, any integers; classes absent here are never predicted.
+      c: inverse strength of the L2 penalty; the bias is not penalised.
+      spectrum: of `x`, or of most of its rows.
+      max_iterations: limit of the solver.
+      tolerance: largest gradient component of the mean objective at which it stops.
+
+    Returns:
+      The classifier.
+
+    Raises:
+      Skipped: `y` holds one class only.
+    """
+    classes, targets = np.unique(y, return_inverse=True)
+    if len(classes) < 2:
+        raise Skipped("the training labels hold one class only")
+    (n, d), k = x.shape, len(classes)
+    penalty = 1 / (c * n)
+    change = (spectrum.vectors / np.sqrt(np.maximum(spectrum.values, 0) + k * penalty)).astype(np.float32)
+    rows = np.arange(n)
+
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        v = flat.reshape(d + 1, k).astype(np.float32)
+        weights = change @ v[:-1]
+        # Classes first: maxima and sums along the long axis are several times faster.
+        p = weights.T @ x.T + v[-1][:, None]
+        p -= p.max(axis=0)
+        hit = p[targets, rows].sum(dtype=np.float64)
+        np.exp(p, out=p)
+        total = p.sum(axis=0)
+        value = (np.log(total).sum(dtype=np.float64) - hit) / n + penalty / 2 * np.vdot(weights, weights)
+        p /= total
+        p[targets, rows] -= 1
+        slope = change.T @ ((p @ x).T / n + penalty * weights)
+        return float(value), np.vstack([slope, p.mean(axis=1)]).ravel().astype(np.float64)
+
+    # Products this thin gain nothing from threads, and lose much where cores are shared.
+    with threadpoolctl.threadpool_limits(1, "blas"):
+        options = {"maxiter": max_iterations, "gtol": tolerance, "ftol": 1e-9}
+        start = np.zeros((d + 1) * k)
+        found = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
+    v = found.x.reshape(d + 1, k).astype(np.float32)
+    return LogisticRegression(classes, change @ v[:-1], v[-1], int(found.nit), found.nit < max_iterations)

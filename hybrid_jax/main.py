@@ -1,0 +1,89 @@
+"""The command line: flags -> mode -> one call. `python -m hybrid_jax.main --help`."""
+
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from hybrid_jax import config as config_lib
+from hybrid_jax.errors import NonFiniteError, Preempted, UserError
+
+MODES = ("train", "eval", "config")
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.")
+_MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
+_STEP = flags.DEFINE_string("step", "latest", "Which checkpoint to evaluate: latest, or its step.")
+
+
+def run() -> None:
+    """Runs the chosen mode; imports inside, so that a mistake in the flags is answered at once."""
+    mode = _MODE.value
+    if mode not in MODES:
+        raise UserError(f"--mode={mode}: must be one of {', '.join(MODES)}{config_lib.nearest(mode, MODES)}")
+    if mode == "config":
+        print(config_lib.describe())
+        return
+    if not _WORKDIR.value:
+        raise UserError("--workdir is missing: the folder where this run keeps its files")
+    if mode == "train":
+        if _CONFIG.value is None:
+            raise UserError("--config is missing: a file of configs/, for example --config=configs/quickstart.py")
+        from hybrid_jax.train import train_and_evaluate
+
+        train_and_evaluate(_CONFIG.value, _WORKDIR.value, _say)
+    else:
+        from hybrid_jax.evaluate import evaluate_workdir
+
+        section = None if _CONFIG.value is None else _CONFIG.value.eval
+        evaluate_workdir(_WORKDIR.value, _STEP.value, section, _say)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def parse(argv: list[str]) -> None:
+    """Reads the flags; absl's and ml_collections' own errors become one line.
+
+    Raises:
+      UserError: an unknown flag or config key, a value of the wrong type, a missing config file.
+    """
+    try:
+        rest = flags.FLAGS(argv)
+    except UserError:
+        raise
+    except Exception as error:  # each of them raises many types while it parses
+        raise UserError(_explain(error, argv)) from error
+    if rest[1:]:
+        raise UserError(f"{rest[1]}: not a flag; flags start with --")
+
+
+def _explain(error: Exception, argv: list[str]) -> str:
+    message = str(error).strip().split("\n")[0].strip('"')
+    if isinstance(error, FileNotFoundError):
+        return f"--config: no file {error.filename}"
+    for name in (a.split("=")[0].removeprefix("--config.") for a in argv if a.startswith("--config.")):
+        if name not in config_lib.FIELDS:
+            return f"--config.{name}: no such field{config_lib.nearest(name, config_lib.FIELDS)}"
+    return message
+
+
+def main() -> None:
+    """Entry point of `hybrid-jax` and `python -m hybrid_jax.main`."""
+    try:
+        parse(sys.argv)
+        run()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except NonFiniteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Preempted as event:
+        print(event, file=sys.stderr)
+        sys.exit(75)
+
+
+if __name__ == "__main__":
+    main()

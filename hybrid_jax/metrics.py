@@ -1,0 +1,90 @@
+"""Where training metrics go: `metrics.jsonl`, TensorBoard if it is installed, and the progress line."""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+
+KEYS = ("generative_loss", "contrastive_loss")
+
+
+class MetricsWriter:
+    """Appends one JSON object a line to `metrics.jsonl`, and TensorBoard scalars if tensorboardX is there.
+
+    A resumed run continues both: what an interrupted run wrote after its last checkpoint is dropped, so no
+    step appears twice.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, start_step: int):
+        """Opens the files of `workdir` to go on after `start_step`."""
+        path = pathlib.Path(workdir) / "metrics.jsonl"
+        if path.exists():
+            _drop_after(path, start_step)
+        self._file = path.open("a", encoding="utf-8")
+        try:
+            from tensorboardX import SummaryWriter  # optional, and slow to import
+        except ImportError:
+            self._board = None
+        else:
+            self._board = SummaryWriter(str(workdir), purge_step=start_step + 1 if start_step else None)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes the metrics of one step; the loss of an absent branch is null."""
+        row = {"step": step} | {key: metrics.get(key) for key in KEYS} | dict(metrics)
+        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        self.scalars(step, metrics)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes values to TensorBoard only."""
+        if self._board is not None:
+            for key, value in values.items():
+                self._board.add_scalar(key, value, step)
+            self._board.flush()
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read(workdir: str | os.PathLike) -> list[dict]:
+    """Returns the rows of `metrics.jsonl`; a line cut off by a crash is left out."""
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    if not path.exists():
+        return []
+    return [row for row in map(_parse, path.read_text(encoding="utf-8").splitlines()) if row]
+
+
+def _parse(line: str) -> dict | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
+
+
+def _drop_after(path: pathlib.Path, step: int) -> None:
+    kept = [row for row in read(path.parent) if row["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def progress_line(step: int, total: int, metrics: Mapping[str, float], seconds_left: float) -> str:
+    """Returns what the user watches: losses, speed, time left (unknown where it is not finite)."""
+    parts = [f"step {step:>{len(str(total))}}/{total}", f"loss {metrics['loss']:.4f}"]
+    if "generative_loss" in metrics:
+        parts.append(f"nll {metrics['generative_loss']:.4f} nats/token")
+    if "contrastive_loss" in metrics:
+        accuracy = metrics["contrastive_accuracy"]
+        parts.append(f"contrastive {metrics['contrastive_loss']:.4f} (accuracy {accuracy:.2f})")
+    parts.append(f"{metrics['images_per_second']:,.0f} images/s")
+    if not math.isfinite(seconds_left):
+        return "  ".join([*parts, "(compilation included)"])
+    minutes, seconds = divmod(round(seconds_left), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts.append(f"{hours}:{minutes:02}:{seconds:02} left")
+    return "  ".join(parts)

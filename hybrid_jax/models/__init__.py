@@ -1,0 +1,1 @@
+"""The model: tokens, transformer blocks, heads, and the hybrid encoder-decoder."""

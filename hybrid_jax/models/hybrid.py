@@ -1,0 +1,240 @@
+"""The hybrid encoder-decoder: one encoder under two masks, a contrastive head and a causal decoder.
+
+Dimensions: B batch, N patches, S tokens per patch, D width, V vocabulary, Q kept patches of a view.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from hybrid_jax.models import tokens as tokens_lib
+from hybrid_jax.models.heads import LinearHead, MaskedMLPHead, Projection
+from hybrid_jax.models.transformer import Constrain, Dense, Transformer, rms_norm
+
+POSITION_INIT = nn.initializers.normal(0.02)
+
+
+def _identity(x: jax.Array) -> jax.Array:
+    return x
+
+
+class PatchEmbedding(nn.Module):
+    """Linear map of a patch's dequantised values; a look-up table where a patch is one token."""
+
+    spec: tokens_lib.TokenSpec
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, palette: jax.Array | None) -> jax.Array:
+        """(B, N, S) int32 -> (B, N, D)."""
+        if self.spec.tokens_per_patch == 1:
+            return nn.Embed(self.spec.vocab_size, self.width, dtype=self.dtype, name="table")(tokens[..., 0])
+        values = tokens_lib.dequantise(tokens, self.spec, palette)
+        flat = values.reshape(*values.shape[:2], -1).astype(self.dtype)
+        return Dense(self.width, dtype=self.dtype, name="linear")(flat)
+
+
+class Encoder(nn.Module):
+    """Patch embedding, learned positions, blocks, final norm; with no blocks only the embedding."""
+
+    spec: tokens_lib.TokenSpec
+    width: int
+    dtype: jnp.dtype
+    stack: dict[str, Any]
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        palette: jax.Array | None,
+        causal: bool,
+        keep: jax.Array | None = None,
+        collect: bool = False,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Encodes patches.
+
+        Args:
+          tokens: (B, Q, S) int32; all N patches, or the kept ones.
+          palette: (K, C) colours of the palette kind.
+          causal: the mask over patches.
+          keep: (B, Q) which patches these are; None means all, in order.
+          collect: also return every block's output.
+
+        Returns:
+          (B, Q, D) encoded patches, and intermediates: `embedding` (before positions) and, with
+          `collect`, `encoder/1` .. and `encoder`.
+        """
+        embedding = PatchEmbedding(self.spec, self.width, self.dtype, name="patch_embedding")(tokens, palette)
+        intermediates = {"embedding": embedding}
+        if self.stack["depth"] == 0:
+            return embedding, intermediates
+        positions = self.param("positions", POSITION_INIT, (self.spec.num_patches, self.width))
+        positions = positions.astype(self.dtype)
+        x = embedding + (positions if keep is None else positions[keep])
+        x, layers = Transformer(**self.stack, name="transformer")(x, causal, collect)
+        x = rms_norm("norm")(x).astype(self.dtype)
+        if collect:
+            intermediates |= {f"encoder/{i + 1}": layer for i, layer in enumerate(layers)}
+            intermediates["encoder"] = x
+        return x, intermediates
+
+
+class Decoder(nn.Module):
+    """Causal blocks over the encoder's output shifted by one patch."""
+
+    spec: tokens_lib.TokenSpec
+    width: int
+    dtype: jnp.dtype
+    stack: dict[str, Any]
+    skip: bool
+
+    @nn.compact
+    def __call__(
+        self, encoded: jax.Array, embedding: jax.Array, collect: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """(B, N, D) encoded patches and patch embeddings -> (B, N, D) states, state i from patches < i.
+
+        Intermediates, with `collect`: `decoder/1` .. and `decoder`.
+        """
+        start = self.param("start", POSITION_INIT, (self.width,)).astype(self.dtype)
+        positions = self.param("positions", POSITION_INIT, (self.spec.num_patches, self.width))
+        x = encoded[:, :-1]
+        if self.skip:
+            x = x + Dense(self.width, use_bias=False, dtype=self.dtype, name="skip")(embedding[:, :-1])
+        start = jnp.broadcast_to(start, (x.shape[0], 1, self.width))
+        x = jnp.concatenate([start, x], axis=1) + positions.astype(self.dtype)
+        x, layers = Transformer(**self.stack, name="transformer")(x, True, collect)
+        x = rms_norm("norm")(x).astype(self.dtype)
+        if not collect:
+            return x, {}
+        return x, {f"decoder/{i + 1}": layer for i, layer in enumerate(layers)} | {"decoder": x}
+
+
+class HybridModel(nn.Module):
+    """One encoder with a contrastive head and an autoregressive decoder (GCRL, arXiv 2106.06162).
+
+    The paper's body is not public: what the abstract leaves open is this project's choice (README).
+    Parameters exist only for the branches whose weight is above 0.
+
+    Attributes:
+      config: frozen `model` section of the resolved config.
+      spec: how images become tokens.
+      generative, contrastive: which branches exist.
+      constrain: pins activations to the mesh; identity on one device.
+    """
+
+    config: Any
+    spec: tokens_lib.TokenSpec
+    generative: bool
+    contrastive: bool
+    constrain: Constrain = _identity
+
+    def setup(self) -> None:
+        c, dtype = self.config, jnp.dtype(self.config.dtype)
+        common = {
+            "num_heads": c.num_heads,
+            "activation": c.activation,
+            "dtype": dtype,
+            "constrain": self.constrain,
+            "remat": c.remat,
+            "scan": c.scan_layers,
+        }
+        self.encoder = Encoder(self.spec, c.width, dtype, {"depth": c.encoder_layers, **common})
+        skip = c.decoder_skip and c.encoder_layers > 0
+        self.decoder = Decoder(self.spec, c.width, dtype, {"depth": c.decoder_layers, **common}, skip)
+        if self.spec.tokens_per_patch == 1:
+            self.head = LinearHead(self.spec.vocab_size, dtype)
+        else:
+            self.head = MaskedMLPHead(self.spec.vocab_size, c.activation, dtype)
+        self.projection = Projection(tuple(c.projection_dims), c.activation, dtype)
+
+    def __call__(self, tokens: jax.Array, palette: jax.Array | None) -> None:
+        """Runs every existing branch once, so that `init` creates its parameters."""
+        self.encoder(tokens, palette, causal=True)
+        if self.generative:
+            self.token_log_prob(tokens, palette)
+        if self.contrastive:
+            self.view_embedding(tokens, palette)
+
+    def token_log_prob(self, tokens: jax.Array, palette: jax.Array | None) -> jax.Array:
+        """Exact log-likelihood, token by token.
+
+        Args:
+          tokens: (B, N, S) int32; the only thing the result depends on.
+          palette: (K, C) colours of the palette kind.
+
+        Returns:
+          (B, N, S) float32, nats, in generation order.
+        """
+        encoded, intermediates = self.encoder(tokens, palette, causal=True)
+        states, _ = self.decoder(encoded, intermediates["embedding"])
+        values = tokens_lib.dequantise(tokens, self.spec, palette)
+        return self.head(states, tokens, values)
+
+    def view_embedding(
+        self, tokens: jax.Array, palette: jax.Array | None, keep: jax.Array | None = None
+    ) -> jax.Array:
+        """Contrastive embedding of views.
+
+        Args:
+          tokens: (B, Q, S) int32, the patches a view keeps.
+          palette: (K, C) colours of the palette kind.
+          keep: (B, Q) int32 which patches these are; None means all N, in order.
+
+        Returns:
+          (B, projection_dims[-1]) float32, not normalised.
+        """
+        encoded, _ = self.encoder(tokens, palette, self.config.view_attention == "causal", keep)
+        return self.projection(jnp.mean(encoded, axis=1, dtype=jnp.float32))
+
+    def features(self, tokens: jax.Array, palette: jax.Array | None) -> dict[str, jax.Array]:
+        """Mean over positions of every layer, by name.
+
+        The mask is the one the features were trained under: the view mask where a contrastive branch
+        exists, else the causal mask. Names: `embedding`, `encoder/1` .., `encoder`, and where a decoder
+        exists `decoder/1` .., `decoder`. Decoder layers always read causally encoded patches.
+
+        Args:
+          tokens: (B, N, S) int32.
+          palette: (K, C) colours of the palette kind.
+
+        Returns:
+          {name: (B, D) float32}.
+        """
+        causal = not self.contrastive or self.config.view_attention == "causal"
+        encoded, found = self.encoder(tokens, palette, causal, collect=True)
+        if self.generative:
+            if not causal:
+                encoded, _ = self.encoder(tokens, palette, True)
+            found = found | self.decoder(encoded, found["embedding"], collect=True)[1]
+        return {name: jnp.mean(x, axis=1, dtype=jnp.float32) for name, x in found.items()}
+
+
+def default_layer(config) -> str:
+    """Returns the name of the layer `embed` uses: the encoder's output, or the decoder's middle."""
+    if config.model.encoder_layers > 0:
+        return "encoder"
+    return f"decoder/{max(1, config.model.decoder_layers // 2)}"
+
+
+def build_model(config, constrain: Constrain = _identity) -> HybridModel:
+    """Returns the model of a resolved config."""
+    return HybridModel(
+        config=ml_collections.FrozenConfigDict(config.model),
+        spec=tokens_lib.TokenSpec.from_config(config),
+        generative=config.objective.generative_weight > 0,
+        contrastive=config.objective.contrastive_weight > 0,
+        constrain=constrain,
+    )
+
+
+def init_params(model: HybridModel, key: jax.Array, palette: jax.Array | None) -> Any:
+    """Returns fresh float32 parameters; every module's values depend on `key` and its name only."""
+    spec = model.spec
+    tokens = jnp.zeros((1, spec.num_patches, spec.tokens_per_patch), jnp.int32)
+    # Jitted: one compilation is several times faster than that of every operation by itself.
+    return jax.jit(model.init)(key, tokens, palette)["params"]

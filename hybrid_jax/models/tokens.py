@@ -1,0 +1,153 @@
+"""Images as tokens: patches in raster order, each a short sequence of integers.
+
+Dimensions: B batch, H W C image, N patches, S tokens per patch, V vocabulary, K palette colours.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSpec:
+    """How images become tokens; hashable, so that it can be a static argument.
+
+    Attributes:
+      kind: `intensity` (a token is one channel's value) or `palette` (one pixel's nearest colour).
+      vocab_size: V; the intensity levels or the palette's colours.
+      patch_size: side of a patch, in pixels.
+      height, width, channels: of the images.
+    """
+
+    kind: str
+    vocab_size: int
+    patch_size: int
+    height: int
+    width: int
+    channels: int
+
+    @classmethod
+    def from_config(cls, config) -> "TokenSpec":
+        """Returns the spec of a resolved config."""
+        model, data = config.model, config.data
+        vocab = model.levels if model.token_kind == "intensity" else model.palette_size
+        return cls(model.token_kind, vocab, model.patch_size, *data.image_size, data.channels)
+
+    @property
+    def num_patches(self) -> int:
+        """N."""
+        return (self.height // self.patch_size) * (self.width // self.patch_size)
+
+    @property
+    def tokens_per_patch(self) -> int:
+        """S: p*p*C intensities or p*p palette indices."""
+        return self.patch_size**2 * self.values_per_patch_pixel
+
+    @property
+    def values_per_patch_pixel(self) -> int:
+        """Tokens that one pixel becomes."""
+        return self.channels if self.kind == "intensity" else 1
+
+    @property
+    def values_per_token(self) -> int:
+        """Dequantised numbers that one token stands for."""
+        return 1 if self.kind == "intensity" else self.channels
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return self.height, self.width, self.channels
+
+
+def patchify(images: jax.Array, patch_size: int) -> jax.Array:
+    """(B, H, W, C) -> (B, N, p*p*C): patches in raster order, inside: row, column, channel."""
+    b, h, w, c = images.shape
+    p = patch_size
+    x = images.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, (h // p) * (w // p), p * p * c)
+
+
+def unpatchify(patches: jax.Array, spec: TokenSpec) -> jax.Array:
+    """(B, N, p*p*C) -> (B, H, W, C), the inverse of `patchify`."""
+    h, w, c = spec.image_shape
+    p = spec.patch_size
+    x = patches.reshape(-1, h // p, w // p, p, p, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(-1, h, w, c)
+
+
+def encode(images: jax.Array, spec: TokenSpec, palette: jax.Array | None = None) -> jax.Array:
+    """Images to tokens.
+
+    Args:
+      images: (B, H, W, C); uint8, or float32 on the same 0..255 scale (augmented views), which is
+        rounded to the nearest integer first.
+      spec: the token specification.
+      palette: (K, C) float32 colours in [-1, 1]; only for the palette kind.
+
+    Returns:
+      (B, N, S) int32 in [0, V).
+    """
+    if jnp.issubdtype(images.dtype, jnp.floating):
+        images = jnp.clip(jnp.round(images), 0, 255)
+    values = patchify(images, spec.patch_size).astype(jnp.int32)
+    if spec.kind == "intensity":
+        return values * spec.vocab_size // 256
+    pixels = values.reshape(*values.shape[:2], -1, spec.channels) / 127.5 - 1
+    # Differences, not a matrix product: elementwise float32 gives one answer on every device.
+    distance = sum(jnp.square(pixels[..., c, None] - palette[:, c]) for c in range(spec.channels))
+    return jnp.argmin(distance, axis=-1).astype(jnp.int32)
+
+
+def dequantise(tokens: jax.Array, spec: TokenSpec, palette: jax.Array | None = None) -> jax.Array:
+    """(..., S) tokens -> (..., S, values_per_token) float32 in [-1, 1]: bin centres or colours."""
+    if spec.kind == "palette":
+        return palette[tokens]
+    centre = (tokens + 0.5) * (256 / spec.vocab_size) - 0.5
+    return (centre / 127.5 - 1)[..., None].astype(jnp.float32)
+
+
+def decode(tokens: jax.Array, spec: TokenSpec, palette: jax.Array | None = None) -> jax.Array:
+    """(B, N, S) tokens -> (B, H, W, C) uint8; encoding the result gives the same tokens.
+
+    For the palette kind that holds where no two colours round to the same 8-bit colour.
+    """
+    if spec.kind == "intensity":
+        return unpatchify(jnp.asarray(_middle_values(spec.vocab_size))[tokens], spec)
+    colours = jnp.clip(jnp.round((palette + 1) * 127.5), 0, 255).astype(jnp.uint8)
+    return unpatchify(colours[tokens].reshape(*tokens.shape[:2], -1), spec)
+
+
+def _middle_values(levels: int) -> np.ndarray:
+    """(levels,) uint8: the middle 8-bit value of each bin."""
+    tokens = np.arange(256) * levels // 256
+    bins = [np.flatnonzero(tokens == t) for t in range(levels)]
+    return np.array([b[len(b) // 2] for b in bins], np.uint8)
+
+
+def fit_palette(images: np.ndarray, size: int, seed: int = 0, sample: int = 100_000) -> np.ndarray:
+    """k-means palette of a seeded pixel sample, as Image GPT's (Chen et al. 2020).
+
+    Args:
+      images: (n, H, W, C) uint8.
+      size: K, number of colours; at most the number of distinct pixels in the sample.
+      seed: of the sample and of k-means.
+      sample: how many pixels are clustered.
+
+    Returns:
+      (K, C) float32 in [-1, 1].
+
+    Raises:
+      ValueError: the sample has fewer distinct colours than `size`.
+    """
+    from sklearn.cluster import KMeans  # imported here: only palette runs pay for it
+
+    pixels = images.reshape(-1, images.shape[-1])
+    rng = np.random.default_rng(seed)
+    chosen = pixels[rng.choice(len(pixels), min(sample, len(pixels)), replace=False)]
+    distinct = len(np.unique(chosen, axis=0))
+    if distinct < size:
+        raise ValueError(f"{distinct} distinct colours, fewer than the palette's {size}")
+    means = KMeans(size, n_init=1, random_state=seed, max_iter=50)
+    return means.fit(chosen / 127.5 - 1).cluster_centers_.astype(np.float32)

@@ -1,0 +1,139 @@
+"""Pre-norm transformer blocks with one set of weights for the full and the causal mask.
+
+Dimensions: B batch, N positions, D width, H heads, E = D/H.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Constrain = Callable[[jax.Array], jax.Array]
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x * sigmoid(1.702 x), the activation of Image GPT (openai/image-gpt, src/model.py: gelu2)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": nn.gelu,
+    "quick_gelu": quick_gelu,
+    "relu": nn.relu,
+}
+
+
+class Dense(nn.Dense):
+    """`nn.Dense` on flattened leading axes.
+
+    XLA's CPU backend computes the kernel gradient of a 3-d input, a contraction over two axes, seven
+    times slower than that of the same matrix; elsewhere the reshape is free.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., F) -> (..., features)."""
+        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.features)
+
+
+def rms_norm(name: str | None = None) -> nn.RMSNorm:
+    """RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467), eps 1e-5 as Image GPT, in float32."""
+    return nn.RMSNorm(epsilon=1e-5, dtype=jnp.float32, name=name)
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
+    """Scaled dot-product attention (Vaswani et al. 2017, arXiv 1706.03762), softmax in float32.
+
+    Args:
+      query, key, value: (B, N, H, E).
+      causal: position i attends to positions <= i; else to all.
+
+    Returns:
+      (B, N, H, E) of the inputs' dtype.
+    """
+    b, n, h, e = query.shape
+    # One flat batch axis and division after the sum: three times faster on CPUs than a 4-d einsum.
+    query, key, value = (x.swapaxes(1, 2).reshape(b * h, n, e) for x in (query, key, value))
+    scores = jnp.einsum("bqe,bke->bqk", query, key, preferred_element_type=jnp.float32) * e**-0.5
+    if causal:
+        scores = jnp.where(jnp.tril(jnp.ones((n, n), bool)), scores, -1e30)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total = weights.sum(-1, keepdims=True)
+    summed = jnp.einsum("bqk,bke->bqe", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    return (summed / total).astype(value.dtype).reshape(b, h, n, e).swapaxes(1, 2)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); bias-free, MLP ratio 4, no dropout.
+
+    Attributes:
+      num_heads: H; divides D.
+      depth: blocks in the stack; output projections start smaller by 1/sqrt(2 depth) (GPT-2).
+      activation: a key of `ACTIVATIONS`.
+      dtype: of matrix products.
+      constrain: pins the sharding of activations; identity on one device.
+    """
+
+    num_heads: int
+    depth: int
+    activation: str
+    dtype: jnp.dtype
+    constrain: Constrain
+
+    @nn.compact
+    def __call__(self, x: jax.Array, causal: bool) -> jax.Array:
+        """(B, N, D) -> (B, N, D)."""
+        b, n, d = x.shape
+        out_init = nn.initializers.variance_scaling(0.5 / self.depth, "fan_in", "truncated_normal")
+
+        def dense(features, name, init=nn.initializers.lecun_normal()):
+            return Dense(features, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)
+
+        x = self.constrain(x)
+        y = rms_norm("attention_norm")(x).astype(self.dtype)
+        qkv = dense(3 * d, "qkv")(y).reshape(b, n, 3, self.num_heads, d // self.num_heads)
+        y = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], causal).reshape(b, n, d)
+        x = self.constrain(x + dense(d, "attention_out", out_init)(y))
+        y = rms_norm("mlp_norm")(x).astype(self.dtype)
+        y = ACTIVATIONS[self.activation](dense(4 * d, "mlp_in")(y))
+        return self.constrain(x + dense(d, "mlp_out", out_init)(y))
+
+
+class Transformer(nn.Module):
+    """A stack of blocks; returns every block's output beside the last.
+
+    Attributes:
+      depth: number of blocks.
+      remat: recompute each block in the backward pass.
+      scan: compile one block and loop over stacked parameters.
+      others: as in `Block`.
+    """
+
+    depth: int
+    num_heads: int
+    activation: str
+    dtype: jnp.dtype
+    constrain: Constrain
+    remat: bool = False
+    scan: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, causal: bool, collect: bool = False) -> tuple[jax.Array, list[jax.Array]]:
+        """(B, N, D) -> the same, and the output of blocks 1..depth where `collect` is set."""
+        make = nn.remat(Block, static_argnums=(2,), prevent_cse=not self.scan) if self.remat else Block
+        fields = (self.num_heads, self.depth, self.activation, self.dtype, self.constrain)
+        if not self.scan or self.depth == 0:
+            layers = []
+            for i in range(self.depth):
+                x = make(*fields, name=f"block_{i + 1}")(x, causal)
+                layers.append(x)
+            return x, layers if collect else []
+
+        def body(block, carry):
+            carry = block(carry, causal)
+            return carry, carry if collect else None
+
+        scan = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth)
+        x, stacked = scan(make(*fields, name="blocks"), x)
+        return x, list(stacked) if collect else []

@@ -1,0 +1,48 @@
+"""The optimizer and its learning-rate schedule."""
+
+from collections.abc import Callable
+
+import jax
+import optax
+
+
+def learning_rate_schedule(config) -> optax.Schedule:
+    """Returns linear warm-up from 0, then cosine decay to 0 at `total_steps` (SGDR, arXiv 1608.03983).
+
+    Warm-up is clipped to half of the run.
+    """
+    total = config.train.total_steps
+    warmup = min(config.optimizer.warmup_steps, total // 2)
+    return optax.warmup_cosine_decay_schedule(
+        0.0 if warmup else config.optimizer.learning_rate, config.optimizer.learning_rate, warmup, total
+    )
+
+
+def is_decayed(params) -> object:
+    """Returns a tree of booleans: matrices decay; norms, biases, positions and look-ups do not."""
+
+    def decays(path, leaf):
+        name = path[-1].key
+        return name == "kernel" or name.endswith("_kernel")
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def _adamw(config, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101)."""
+    return optax.adamw(
+        schedule, b2=config.optimizer.b2, weight_decay=config.optimizer.weight_decay, mask=is_decayed
+    )
+
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adamw": _adamw}
+
+
+def make_optimizer(config) -> optax.GradientTransformation:
+    """Returns clipping by global norm, then the named optimizer; non-finite updates skipped if asked."""
+    optimizer = OPTIMIZERS[config.optimizer.name](config, learning_rate_schedule(config))
+    if config.optimizer.clip_norm > 0:
+        optimizer = optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm), optimizer)
+    if config.train.skip_nonfinite > 0:
+        optimizer = optax.apply_if_finite(optimizer, config.train.skip_nonfinite)
+    return optimizer

@@ -1,0 +1,144 @@
+"""The report's words and table: each result beside its floor, and which of the two is better."""
+
+import dataclasses
+import html
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """How a metric is told.
+
+    Attributes:
+      title: what it is called.
+      unit: after the value.
+      lower: whether lower is better.
+      share: whether it is a share in [0, 1], told in per cent.
+    """
+
+    title: str
+    unit: str = ""
+    lower: bool = False
+    share: bool = False
+
+    def tell(self, value: float, unit: bool = True) -> str:
+        """Returns the value as text."""
+        return (
+            f"{value:.1%}" if self.share else f"{value:.3f}" + (f" {self.unit}" if unit and self.unit else "")
+        )
+
+    def lead(self, value: float, floor: float) -> float:
+        """Returns by how much `value` is better than `floor`, in the metric's unit."""
+        return floor - value if self.lower else value - floor
+
+    def gap(self, lead: float) -> str:
+        """Returns the size of a lead as text."""
+        return f"{abs(lead) * 100:.1f} points" if self.share else f"{abs(lead):.3f} {self.unit}".strip()
+
+
+METRICS = {
+    "linear_probe_accuracy": Metric("Linear probe", share=True),
+    "knn_accuracy": Metric("k-NN", share=True),
+    "bits_per_dim": Metric("Likelihood", "bits/dim", lower=True),
+    "nats_per_token": Metric("Likelihood", "nats/token", lower=True),
+}
+VARIANTS = {
+    "default": "default layer",
+    "best_layer": "best layer by validation",
+    "last_four": "last four layers together",
+}
+
+
+def metric_of(row: dict) -> Metric:
+    """Returns how a result is told; one without an entry goes by its name, higher is better."""
+    name = row["metric"]
+    return METRICS.get(name) or Metric(name.replace("_", " "), share=name.endswith("_accuracy"))
+
+
+def summary(model, data, results: list[dict]) -> str:
+    """Returns the run in a sentence or two: each metric's first result, its floor, and which is better."""
+    headlines = {}
+    for row in results:
+        headlines.setdefault(row["metric"], row)
+    told = "; ".join(_clause(row) for row in headlines.values()) or "nothing was evaluated"
+    text = f"After {model.step:,} steps on {data.name}: {told}."
+    have = {METRICS[name].title for name in headlines if name in METRICS}
+    missing = dict.fromkeys(m.title for m in METRICS.values() if m.title not in have)
+    return text + (f" Not measured: {', '.join(missing)}." if missing and headlines else "")
+
+
+def _clause(row: dict) -> str:
+    metric = metric_of(row)
+    clause = f"{_title(row)} {metric.tell(row['value'])}"
+    floors = row.get("floor") or {}
+    if floors:
+        clause += f" ({_floors(row)}: {verdict(row)})"
+    return clause
+
+
+def verdict(row: dict) -> str:
+    """Returns how a result compares with the best of its floors; within two standard errors it does not."""
+    floors = (row.get("floor") or {}).values()
+    if not floors:
+        return "no floor applies"
+    metric = metric_of(row)
+    lead = min(metric.lead(row["value"], floor) for floor in floors)
+    if abs(lead) <= 2 * (row.get("standard_error") or 0):
+        return f"no clear difference, {metric.gap(lead)}"
+    return f"{'better' if lead > 0 else 'worse'} than its floor by {metric.gap(lead)}"
+
+
+def table(results: list[dict]) -> str:
+    """Returns the results beside their floors, as HTML."""
+    if not results:
+        return "<p>No evaluator ran; the log of the evaluation says why.</p>"
+    heads = ("result", "value", "floor", "against the floor", "images", "protocol")
+    head = "".join(f"<th>{text}</th>" for text in heads)
+    caption = (
+        "A floor is what the same protocol gives without the model: features or likelihoods that do not beat "
+        "it are of no use for that task. ± is one standard error over test images; a difference within two "
+        "of them is called unclear."
+    )
+    rows = "".join(_table_row(row) for row in results)
+    return f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div><p class="caption">{caption}</p>'
+
+
+def _table_row(row: dict) -> str:
+    metric, words = metric_of(row), verdict(row)
+    value = metric.tell(row["value"])
+    if row.get("standard_error"):
+        value += f" ± {metric.tell(row['standard_error'], unit=False)}"
+    tone = {"worse": "bad", "better": "good"}.get(words.split()[0], "")
+    cells = [
+        ("", f"{html.escape(_title(row))}<small>{html.escape('; '.join(_details(row)))}</small>"),
+        ("tight", html.escape(value)),
+        ("", html.escape(_floors(row) or "none")),
+        (tone, html.escape(words)),
+        ("tight", html.escape(f"{row['n']:,} {row['split']}")),
+        ("tight", html.escape(row["protocol"])),
+    ]
+    return "<tr>" + "".join(f'<td class="{kind}">{text}</td>' for kind, text in cells) + "</tr>"
+
+
+def _title(row: dict) -> str:
+    title = metric_of(row).title
+    return f"{title}, {VARIANTS.get(row['variant'], row['variant'])}" if "variant" in row else title
+
+
+def _floors(row: dict) -> str:
+    metric = metric_of(row)
+    return ", ".join(f"{name} {metric.tell(value)}" for name, value in (row.get("floor") or {}).items())
+
+
+def _details(row: dict) -> list[str]:
+    details = ["lower is better"] if metric_of(row).lower else []
+    known = {"layer": "layer {}", "C": "C = {:g}", "k": "k = {}", "temperature": "temperature {:g}"}
+    details += [text.format(row[key]) for key, text in known.items() if row.get(key) is not None]
+    if len(row.get("c_values", ())) > 1 and row["C"] == max(row["c_values"]):
+        details.append("the largest C that was tried: a wider grid may give more")
+    if row.get("n_train"):
+        details.append(f"fitted on {row['n_train']:,} images")
+    if row.get("train_value") is not None:
+        details.append(f"{metric_of(row).tell(row['train_value'])} on {row['train_n']:,} training images")
+    if row.get("converged") is False:
+        details.append("the solver stopped at its iteration limit")
+    return details + ([row["note"]] if row.get("note") else [])

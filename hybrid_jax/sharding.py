@@ -1,0 +1,93 @@
+"""The mesh, where each array lives on it, and how a host's batch becomes a global array."""
+
+import math
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from hybrid_jax.errors import reject
+
+# Both axes share the batch; parameters and optimizer state are cut over `fsdp`.
+BATCH_AXES = ("data", "fsdp")
+# Below this many elements a cut saves nothing and costs a collective.
+MIN_SHARDED_SIZE = 1024
+
+
+def make_mesh(config) -> Mesh:
+    """Returns the mesh (data, fsdp) over all devices.
+
+    Raises:
+      UserError: the two axes do not multiply to the number of devices, or do not divide the batch.
+    """
+    devices = jax.device_count()
+    data, fsdp = config.mesh.data, config.mesh.fsdp
+    if devices % fsdp:
+        raise reject("mesh.fsdp", fsdp, f"must divide the number of devices, {devices}")
+    if data == -1:
+        data = devices // fsdp
+    if data * fsdp != devices:
+        raise reject("mesh.data", data, f"times mesh.fsdp={fsdp} must be the number of devices, {devices}")
+    batch, pieces = config.train.batch_size, config.train.microbatches
+    if batch % (devices * pieces):
+        allowed = f"must be divisible by {devices} devices x train.microbatches={pieces}"
+        raise reject("train.batch_size", batch, allowed)
+    likelihood = round(batch * config.train.likelihood_fraction)
+    if likelihood % (devices * pieces):
+        allowed = f"gives {likelihood} images; must be divisible by {devices} devices x train.microbatches={pieces}"
+        raise reject("train.likelihood_fraction", config.train.likelihood_fraction, allowed)
+    return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of an array whose first axis is the batch."""
+    return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def constrain_batch(mesh: Mesh):
+    """Returns a function that pins an activation's first axis to the batch's devices.
+
+    Without it the partitioner lets activations inherit the parameters' cut over features.
+    """
+    sharding = batch_sharding(mesh)
+
+    def constrain(x: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, sharding)
+
+    return constrain
+
+
+def state_sharding(abstract_state, mesh: Mesh):
+    """Returns a tree of shardings: each large array is cut over `fsdp` along its longest axis that divides.
+
+    Depends on shapes only, so that moments and averages lie where their parameters lie.
+    """
+    size = mesh.shape["fsdp"]
+
+    def rule(leaf):
+        axes = sorted(range(len(leaf.shape)), key=lambda i: -leaf.shape[i])
+        fits = [i for i in axes if leaf.shape[i] % size == 0]
+        if size == 1 or not fits or math.prod(leaf.shape) < MIN_SHARDED_SIZE:
+            return replicated(mesh)
+        spec: list[str | None] = [None] * len(leaf.shape)
+        spec[fits[0]] = "fsdp"
+        return NamedSharding(mesh, P(*spec))
+
+    return jax.tree.map(rule, abstract_state)
+
+
+def global_batch(images: np.ndarray, indices: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Returns images[indices] as a global array cut over the batch axes.
+
+    Each process gathers only the rows its devices hold; the result is the same for any number of them.
+    """
+    shape = (len(indices), *images.shape[1:])
+    return jax.make_array_from_callback(
+        shape, batch_sharding(mesh), lambda index: images[indices[index[0]]]
+    )

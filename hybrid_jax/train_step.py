@@ -1,0 +1,259 @@
+"""The train step: both losses, their gradients and the update in one jitted, sharded, donated function.
+
+Dimensions: B global batch, M microbatches, N patches, S tokens per patch, Q kept patches of a view.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from hybrid_jax import losses, optim, sharding
+from hybrid_jax.config import likelihood_batch
+from hybrid_jax.data import augment
+from hybrid_jax.models import hybrid, tokens
+
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that a step changes, and the palette, which it does not.
+
+    Attributes:
+      step: () int32, updates done.
+      params: float32 parameters.
+      ema_params: their moving average; None where ema_decay = 0.
+      opt_state: the optimizer's.
+      palette: (K, C) float32 colours in [-1, 1]; None for intensity tokens.
+    """
+
+    step: jax.Array
+    params: Any
+    ema_params: Any
+    opt_state: Any
+    palette: jax.Array | None
+
+
+class Batch(flax.struct.PyTreeNode):
+    """Tokens of one global batch; a branch of weight 0 has None.
+
+    Attributes:
+      likelihood: (L, N, S) int32, images the likelihood is computed on.
+      views: (B, 2, Q, S) int32, the patches that each of the two views keeps.
+      keep: (B, 2, Q) int32, which patches these are; None means all.
+    """
+
+    likelihood: jax.Array | None
+    views: jax.Array | None
+    keep: jax.Array | None
+
+
+def _fresh_state(config, key: jax.Array, palette: jax.Array | None) -> TrainState:
+    params = hybrid.init_params(hybrid.build_model(config), key, palette)
+    ema = jax.tree.map(jnp.copy, params) if config.train.ema_decay > 0 else None
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, optim.make_optimizer(config).init(params), palette)
+
+
+def abstract_state(config, mesh: Mesh | None = None) -> TrainState:
+    """Returns the state's shapes, dtypes and, given a mesh, shardings; computes nothing."""
+    palette = None
+    if config.model.token_kind == "palette":
+        palette = jax.ShapeDtypeStruct((config.model.palette_size, config.data.channels), jnp.float32)
+    state = jax.eval_shape(lambda palette: _fresh_state(config, jax.random.key(0), palette), palette)
+    if mesh is None:
+        return state
+    where = sharding.state_sharding(state, mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, where)
+
+
+def init_state(config, mesh: Mesh, palette: np.ndarray | None) -> TrainState:
+    """Returns the state before the first step, created in place on the mesh."""
+    shardings = sharding.state_sharding(abstract_state(config), mesh)
+    init = jax.jit(lambda palette: _fresh_state(config, jax.random.key(config.seed), palette), out_shardings=shardings)
+    return init(palette)
+
+
+def step_key(seed: int, step: jax.Array) -> jax.Array:
+    """Returns the key of all randomness in step `step`: a function of the two and of nothing else."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step)
+
+
+def make_batch(config, model: hybrid.HybridModel, key: jax.Array, images: jax.Array, palette) -> Batch:
+    """Images (B, H, W, C) uint8 -> the tokens both losses read. The likelihood sees images as they are."""
+    spec, size = model.spec, images.shape[0]
+    likelihood = views = keep = None
+    if model.generative:
+        count = likelihood_batch(config)
+        chosen = images if count == size else images[jnp.arange(count) * size // count]
+        likelihood = model.constrain(tokens.encode(chosen, spec, palette))
+    if model.contrastive:
+        recipe = augment.recipe_from_config(config.augment)
+        both = []
+        for view in range(2):
+            view_key, keep_key = jax.random.split(jax.random.fold_in(key, view))
+            patches = tokens.encode(augment.augment(view_key, images, recipe), spec, palette)
+            kept = augment.keep_patches(keep_key, size, spec.num_patches, config.augment.view_keep)
+            both.append((patches if kept is None else jnp.take_along_axis(patches, kept[..., None], 1), kept))
+        views = model.constrain(jnp.stack([both[0][0], both[1][0]], axis=1))
+        keep = None if both[0][1] is None else jnp.stack([both[0][1], both[1][1]], axis=1)
+    return Batch(likelihood, views, keep)
+
+
+def generative_loss(model: hybrid.HybridModel, params, likelihood: jax.Array, palette) -> jax.Array:
+    """(L, N, S) tokens -> () mean nats per token."""
+    return -jnp.mean(model.apply({"params": params}, likelihood, palette, method="token_log_prob"))
+
+
+def embed_views(model: hybrid.HybridModel, params, views: jax.Array, keep, palette) -> jax.Array:
+    """(B, 2, Q, S) tokens of both views -> (B, 2, E) embeddings, in one pass of the encoder."""
+    size = views.shape[0]
+    flat, kept = jax.tree.map(lambda x: x.reshape(2 * size, *x.shape[2:]), (views, keep))
+    embedded = model.apply({"params": params}, flat, palette, kept, method="view_embedding")
+    return embedded.reshape(size, 2, -1)
+
+
+def contrastive_loss(config, embeddings: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(B, 2, E) -> () mean loss over the 2B anchors and () share of anchors that find their positive."""
+    objective = losses.CONTRASTIVE[config.objective.contrastive]
+    values, hits = objective(embeddings[:, 0], embeddings[:, 1], config.objective.temperature)
+    return jnp.mean(values), jnp.mean(hits)
+
+
+def loss_fn(params, config, model: hybrid.HybridModel, batch: Batch, palette) -> tuple[jax.Array, Metrics]:
+    """The hybrid loss: generative_weight * NLL + contrastive_weight * NT-Xent; absent branches are left out."""
+    total, parts = jnp.zeros(()), {}
+    if model.generative:
+        parts["generative_loss"] = generative_loss(model, params, batch.likelihood, palette)
+        total += config.objective.generative_weight * parts["generative_loss"]
+    if model.contrastive:
+        embeddings = embed_views(model, params, batch.views, batch.keep, palette)
+        parts["contrastive_loss"], parts["contrastive_accuracy"] = contrastive_loss(config, embeddings)
+        total += config.objective.contrastive_weight * parts["contrastive_loss"]
+    return total, parts | {"loss": total}
+
+
+def accumulated_gradients(params, config, model: hybrid.HybridModel, batch: Batch, palette):
+    """Gradient of `loss_fn` in M passes over B/M images, with the contrastive batch whole.
+
+    All embeddings first, without gradients; then the loss's gradient by embedding; then each pass again,
+    pulling its share of that gradient back (GradCache: Gao et al. 2021, arXiv 2101.06983).
+
+    Returns:
+      (gradients, metrics), equal to one pass up to rounding.
+    """
+    pieces = config.train.microbatches
+    # Strided pieces: each holds rows of every device.
+    cut = jax.tree.map(lambda x: x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1), batch)
+    metrics: Metrics = {"loss": jnp.zeros(())}
+    pull = None
+    if model.contrastive:
+        embedded = jax.lax.map(lambda b: embed_views(model, params, b.views, b.keep, palette), cut)
+        whole = embedded.swapaxes(0, 1).reshape(-1, *embedded.shape[2:])
+        (value, accuracy), pull = jax.value_and_grad(lambda z: contrastive_loss(config, z), has_aux=True)(whole)
+        metrics |= {"contrastive_loss": value, "contrastive_accuracy": accuracy}
+        metrics["loss"] += config.objective.contrastive_weight * value
+        pull = pull.reshape(-1, pieces, *pull.shape[1:]).swapaxes(0, 1)
+
+    def surrogate(params, piece, pull):
+        total = nll = jnp.zeros(())
+        if model.generative:
+            nll = generative_loss(model, params, piece.likelihood, palette) / pieces
+            total += config.objective.generative_weight * nll
+        if model.contrastive:
+            embedded = embed_views(model, params, piece.views, piece.keep, palette)
+            total += config.objective.contrastive_weight * jnp.sum(embedded * pull)
+        return total, nll
+
+    def add(carry, piece_and_pull):
+        gradients, nll = jax.grad(surrogate, has_aux=True)(params, *piece_and_pull)
+        return jax.tree.map(jnp.add, carry, (gradients, nll)), None
+
+    zero = (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()))
+    (gradients, nll), _ = jax.lax.scan(add, zero, (cut, pull))
+    if model.generative:
+        metrics["generative_loss"] = nll
+        metrics["loss"] += config.objective.generative_weight * nll
+    return gradients, metrics
+
+
+def _moving_average(config, ema, params, step: jax.Array):
+    """Polyak average with the warm-up of TensorFlow's ExponentialMovingAverage: min(decay, (1+t)/(10+t))."""
+    if ema is None:
+        return None
+    decay = jnp.minimum(config.train.ema_decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
+
+
+def make_train_step(config, mesh: Mesh) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
+    """Returns step(state, images) -> (state, metrics), compiled once; the state passed in is donated.
+
+    `images` is a global (B, H, W, C) uint8 array cut over the batch axes. Metrics are () float32: `loss`,
+    `generative_loss`, `contrastive_loss`, `contrastive_accuracy` (of the branches that exist),
+    `learning_rate`, `grad_norm` (before clipping), `param_norm`, `update_norm`.
+    """
+    model = hybrid.build_model(config, sharding.constrain_batch(mesh))
+    optimizer, schedule = optim.make_optimizer(config), optim.learning_rate_schedule(config)
+
+    def train_step(state: TrainState, images: jax.Array) -> tuple[TrainState, Metrics]:
+        batch = make_batch(config, model, step_key(config.seed, state.step), images, state.palette)
+        if config.train.microbatches == 1:
+            gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.params, config, model, batch, state.palette)
+        else:
+            gradients, metrics = accumulated_gradients(state.params, config, model, batch, state.palette)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics |= {
+            "learning_rate": schedule(state.step),
+            "grad_norm": optax.tree.norm(gradients),
+            "param_norm": optax.tree.norm(params),
+            "update_norm": optax.tree.norm(updates),
+        }
+        if config.train.skip_nonfinite > 0:
+            metrics["skipped_updates"] = opt_state.total_notfinite.astype(jnp.float32)
+        ema = _moving_average(config, state.ema_params, params, state.step)
+        return TrainState(state.step + 1, params, ema, opt_state, state.palette), metrics
+
+    return _jit(train_step, config, mesh, donate=True)
+
+
+def make_gradient_comparison(config, mesh: Mesh) -> Callable[[TrainState, jax.Array], Metrics]:
+    """Returns compare(state, images) -> metrics: do the two losses pull the encoder together or apart?
+
+    `encoder_gradient_norm_generative` and `.._contrastive` are norms of the weighted losses' gradients on the
+    encoder's parameters, `encoder_gradient_cosine` the cosine between them; on the batch the next step sees.
+    """
+    model = hybrid.build_model(config, sharding.constrain_batch(mesh))
+
+    def compare(state: TrainState, images: jax.Array) -> Metrics:
+        batch = make_batch(config, model, step_key(config.seed, state.step), images, state.palette)
+
+        def on_encoder(encoder, part):
+            _, parts = loss_fn(state.params | {"encoder": encoder}, config, model, batch, state.palette)
+            return config.objective[f"{part}_weight"] * parts[f"{part}_loss"]
+
+        one, two = (jax.grad(on_encoder)(state.params["encoder"], p) for p in ("generative", "contrastive"))
+        norms = optax.tree.norm(one), optax.tree.norm(two)
+        return {
+            "encoder_gradient_norm_generative": norms[0],
+            "encoder_gradient_norm_contrastive": norms[1],
+            "encoder_gradient_cosine": optax.tree.vdot(one, two) / jnp.maximum(norms[0] * norms[1], 1e-30),
+        }
+
+    return _jit(compare, config, mesh)
+
+
+def _jit(function, config, mesh: Mesh, donate: bool = False):
+    """Compiles function(state, images) with the state's and the batch's shardings, metrics replicated."""
+    state = sharding.state_sharding(abstract_state(config), mesh)
+    metrics = sharding.replicated(mesh)
+    return jax.jit(
+        function,
+        in_shardings=(state, sharding.batch_sharding(mesh)),
+        out_shardings=(state, metrics) if donate else metrics,
+        donate_argnums=(0,) if donate else (),
+    )

@@ -1,0 +1,54 @@
+"""Installation of hybrid_jax; `pip install -e .` from a checkout."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+
+TEST = ["pytest>=8", "scipy>=1.13"]
+
+setup(
+    name="hybrid_jax",
+    version="0.1.0",
+    description="Hybrid generative-contrastive pre-training of images: one transformer, two losses, one jitted step",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE", "hybrid_jax/data/embedded/LICENSE"],
+    packages=find_packages(include=["hybrid_jax", "hybrid_jax.*"]),
+    package_data={"hybrid_jax.data.embedded": ["*.npz", "LICENSE"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1",
+        "array-record>=0.8.1",
+        "chex>=0.1.90",
+        "flax>=0.12.0",
+        "importlib-resources>=6.0",  # tensorflow-datasets imports it without declaring it
+        "jax>=0.10.0",
+        "matplotlib>=3.9",
+        "ml-collections>=1.1.0",
+        "numpy>=2.0",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.12.0",
+        "pillow>=11.0",
+        "scikit-learn>=1.8",
+        "tensorflow-datasets>=4.9.9",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "test": TEST,
+        "oracle": [*TEST, "torch==2.13.0", "transformers>=4.57", "pytorch-metric-learning>=2.9"],
+        "dev": [*TEST, "mypy>=1.18", "ruff>=0.14"],
+        "tensorboard": ["tensorboardX>=2.6.2"],
+        "tensorflow": ["tensorflow-cpu>=2.20"],
+        "tpu": ["jax[tpu]>=0.10.0"],
+        "cuda": ["jax[cuda13]>=0.10.0"],
+    },
+    entry_points={"console_scripts": ["hybrid-jax=hybrid_jax.main:main"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,60 @@
+"""Shared fixtures: eight fake devices in the test process, and small configs."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Unoptimised code compiles twice as fast, and these tests compile more than they compute.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Tests of one model compile the same functions again and again, here and in the processes they start.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+import jax
+import pytest
+from jax.sharding import AxisType
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+import tiny
+
+@pytest.fixture
+def tiny_config():
+    """Returns make(**overrides): a config that trains in seconds; `model__width=8` sets model.width."""
+
+    def make(**overrides):
+        config = tiny.get_config()
+        config.update_from_flattened_dict({k.replace("__", "."): v for k, v in overrides.items()})
+        return config
+
+    return make
+
+
+@pytest.fixture
+def mesh_of():
+    """Returns make(devices, fsdp=1): a (data, fsdp) mesh over the first fake devices."""
+
+    def make(devices: int, fsdp: int = 1):
+        shape, axes = (devices // fsdp, fsdp), ("data", "fsdp")
+        return jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:devices])
+
+    return make
+
+
+@pytest.fixture
+def command_line():
+    """Returns run(*flags, **tiny): the real command in its own process, on the tiny digits config."""
+
+    def run(*flags: str, config: str | None = "tests/tiny.py", environment=None, **popen):
+        command = [sys.executable, "-m", "hybrid_jax.main", *([f"--config={config}"] if config else []), *flags]
+        return subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=300,
+            env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"} | (environment or {}), **popen,
+        )  # fmt: skip
+
+    return run

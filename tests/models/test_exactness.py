@@ -1,0 +1,106 @@
+"""The likelihood is exact: it sums to one, is causal to the bit, and depends on tokens only."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hybrid_jax.models import hybrid, tokens
+
+CASES = [
+    pytest.param(kind, levels, patch, id=f"{kind}-{levels}-p{patch}")
+    for kind in ("intensity", "palette")
+    for levels in (2, 3)
+    for patch in (1, 2)
+]
+
+
+def trained(tiny_config, kind, levels, patch, image_size=(4, 2), steps=12):
+    """A model after a few steps on random images, so that no layer is at its initial zeros."""
+    config = tiny_config(
+        data__image_size=image_size, model__patch_size=patch, model__token_kind=kind, model__levels=levels,
+        model__palette_size=levels, model__width=8, model__encoder_layers=1, objective__contrastive_weight=0.0,
+    )  # fmt: skip
+    model = hybrid.build_model(config)
+    palette = jnp.linspace(-1, 1, levels)[:, None] if kind == "palette" else None
+    params = hybrid.init_params(model, jax.random.key(0), palette)
+    rng = np.random.default_rng(0)
+    images = rng.choice([0, 90, 255], size=(16, *image_size, 1), p=[0.6, 0.3, 0.1]).astype(np.uint8)
+    data = tokens.encode(images, model.spec, palette)
+    optimizer = optax.adam(3e-2)
+    loss = lambda p: -jnp.mean(model.apply({"params": p}, data, palette, method="token_log_prob"))
+
+    @jax.jit
+    def update(params, state):
+        gradient = jax.grad(loss)(params)
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for _ in range(steps):
+        params, state = update(params, state)
+    assert loss(params) < np.log(levels) - 0.05
+    log_prob = jax.jit(lambda t: model.apply({"params": params}, t, palette, method="token_log_prob"))
+    return model, log_prob, palette
+
+
+@pytest.mark.parametrize(("kind", "levels", "patch"), CASES)
+def test_probabilities_of_all_images_sum_to_one(tiny_config, kind, levels, patch):
+    model, log_prob, _ = trained(tiny_config, kind, levels, patch)
+    count = model.spec.num_patches * model.spec.tokens_per_patch
+    every = np.array(list(itertools.product(range(levels), repeat=count)), np.int32)
+    every = every.reshape(-1, model.spec.num_patches, model.spec.tokens_per_patch)
+    assert len(every) == levels**8
+    total = np.exp(np.asarray(log_prob(every), np.float64).sum((1, 2))).sum()
+    assert abs(total - 1) < 1e-4
+
+
+@pytest.mark.parametrize(("kind", "levels", "patch"), CASES)
+def test_a_token_changes_nothing_before_it_to_the_bit(tiny_config, kind, levels, patch):
+    model, log_prob, _ = trained(tiny_config, kind, levels, patch)
+    shape = (1, model.spec.num_patches, model.spec.tokens_per_patch)
+    rng = np.random.default_rng(1)
+    base = rng.integers(0, levels, shape).astype(np.int32)
+    flat = base.reshape(-1)
+    changed = np.tile(flat, (flat.size, 1))
+    changed[np.arange(flat.size), np.arange(flat.size)] = (flat + 1) % levels
+    # One batch, so that all rows go through one compiled program.
+    results = np.asarray(log_prob(np.concatenate([base.reshape(1, -1), changed]).reshape(-1, *shape[1:])))
+    results = results.reshape(len(results), -1)
+    for position, row in enumerate(results[1:]):
+        np.testing.assert_array_equal(row[:position], results[0, :position])
+        assert row[position] != results[0, position]
+
+
+@pytest.mark.parametrize(("kind", "levels", "patch"), CASES)
+def test_equal_tokens_give_equal_bits_whatever_the_pixels(tiny_config, kind, levels, patch):
+    model, log_prob, palette = trained(tiny_config, kind, levels, patch)
+    rng = np.random.default_rng(2)
+    images = rng.integers(0, 256, (5, 4, 2, 1)).astype(np.uint8)
+    coded = tokens.encode(images, model.spec, palette)
+    other = np.asarray(tokens.decode(coded, model.spec, palette))
+    assert (other != images).any()
+    score = jax.jit(lambda x: log_prob(tokens.encode(x, model.spec, palette)))
+    np.testing.assert_array_equal(score(images), score(other))
+
+
+@pytest.mark.parametrize("levels", [2, 3, 20, 256])
+@pytest.mark.parametrize("patch", [1, 2])
+def test_an_untrained_model_is_uniform(tiny_config, levels, patch):
+    config = tiny_config(data__image_size=(4, 4), model__patch_size=patch, model__levels=levels)
+    model = hybrid.build_model(config)
+    params = hybrid.init_params(model, jax.random.key(3), None)
+    coded = np.random.default_rng(0).integers(0, levels, (7, model.spec.num_patches, patch**2))
+    log_prob = model.apply({"params": params}, coded, None, method="token_log_prob")
+    np.testing.assert_allclose(log_prob, -np.log(levels), rtol=0, atol=1e-5)
+
+
+def test_a_factorised_vocabulary_with_invalid_codes_sums_to_one(tiny_config):
+    # 5 levels in factors of 2 x 4: three of the eight codes are invalid. One patch of 2x2 pixels: 5^4 images.
+    model, log_prob, _ = trained(tiny_config, "intensity", 5, 2, image_size=(2, 2))
+    every = np.array(list(itertools.product(range(5), repeat=4)), np.int32)[:, None, :]
+    assert model.spec.tokens_per_patch == 4
+    assert abs(np.exp(np.asarray(log_prob(every), np.float64).sum((1, 2))).sum() - 1) < 1e-4

@@ -1,0 +1,159 @@
+"""Masks, patch dropping, arms, options of the model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hybrid_jax.data import augment
+from hybrid_jax.models import hybrid, tokens
+
+
+def setup(config, seed=0):
+    model = hybrid.build_model(config)
+    params = hybrid.init_params(model, jax.random.key(seed), None)
+    coded = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, model.spec.num_patches, model.spec.tokens_per_patch)))
+    return model, params, coded
+
+
+def leaves(params):
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def test_arms_share_the_initial_values_of_shared_modules_and_create_nothing_else(tiny_config):
+    both = leaves(setup(tiny_config())[1])
+    generative = leaves(setup(tiny_config(objective__contrastive_weight=0.0))[1])
+    contrastive = leaves(setup(tiny_config(objective__generative_weight=0.0))[1])
+    assert not any("projection" in name for name in generative)
+    assert not any("decoder" in name or "head" in name for name in contrastive)
+    assert set(both) == set(generative) | set(contrastive)
+    for arm in (generative, contrastive):
+        for name, leaf in arm.items():
+            np.testing.assert_array_equal(leaf, both[name], err_msg=name)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_encoder_mask(tiny_config, causal):
+    model, params, coded = setup(tiny_config())
+    encode = jax.jit(lambda t: model.apply({"params": params}, t, None, causal, method=lambda m, *a: m.encoder(*a)[0]))
+    changed = coded.at[:, 5].add(7)
+    same = (encode(coded) == encode(changed)).all(axis=(0, 2))
+    assert bool(same[:5].all()) is causal
+    assert not same[5:].any()
+
+
+def test_kept_patches_keep_their_own_positions(tiny_config):
+    model, params, coded = setup(tiny_config())
+    embed = lambda t, keep: model.apply({"params": params}, t, None, keep, method="view_embedding")
+    everything = jnp.tile(jnp.arange(model.spec.num_patches), (3, 1))
+    np.testing.assert_allclose(embed(coded, everything), embed(coded, None), rtol=1e-5, atol=1e-6)
+    # Full attention and a mean do not see the order in which patches are listed, only where they belong.
+    shuffled = jax.random.permutation(jax.random.key(0), model.spec.num_patches)
+    there = embed(coded[:, shuffled], jnp.tile(shuffled, (3, 1)))
+    np.testing.assert_allclose(there, embed(coded, None), rtol=1e-4, atol=1e-5)
+    moved = embed(coded[:, shuffled], everything)
+    assert np.abs(moved - there).max() > 1e-3
+
+
+@pytest.mark.parametrize(("share", "want"), [(0.5, 8), (0.01, 1), (0.99, None), (1.0, None)])
+def test_keep_patches_draws_without_repetition(share, want):
+    keep = augment.keep_patches(jax.random.key(0), 40, 16, share)
+    if want is None:
+        assert keep is None
+        return
+    assert keep.shape == (40, want)
+    assert all(len(set(row.tolist())) == want for row in keep)
+    assert len({tuple(row.tolist()) for row in keep}) > 1
+
+
+def test_scan_and_remat_change_no_value(tiny_config):
+    model, params, coded = setup(tiny_config())
+    gradient = lambda m, p: jax.grad(lambda p: m.apply({"params": p}, coded, None, method="token_log_prob").mean())(p)
+    # The output layer starts at zero, and with it every gradient behind it.
+    params = jax.tree.map(lambda x: x + 0.02, params)
+    want = gradient(model, params)
+    remat = hybrid.build_model(tiny_config(model__remat=True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), gradient(remat, params), want)
+
+    def stack(tree):
+        if isinstance(tree, dict) and "block_1" in tree:
+            blocks = [tree[f"block_{i + 1}"] for i in range(len(tree))]
+            return {"blocks": jax.tree.map(lambda *x: jnp.stack(x), *blocks)}
+        return {k: stack(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
+
+    scanned = hybrid.build_model(tiny_config(model__scan_layers=True, model__remat=True))
+    shapes = jax.eval_shape(lambda: hybrid.init_params(scanned, jax.random.key(0), None))
+    assert jax.tree.map(jnp.shape, stack(params)) == jax.tree.map(lambda x: x.shape, shapes)
+    got = gradient(scanned, stack(params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, stack(want))
+    names = lambda m, p: m.apply({"params": p}, coded, None, method="features")
+    one, two = names(model, params), names(scanned, stack(params))
+    assert list(one) == list(two)
+    for name in one:
+        np.testing.assert_allclose(one[name], two[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_bfloat16_keeps_parameters_and_likelihood_in_float32(tiny_config):
+    config = tiny_config(model__dtype="bfloat16")
+    model, params, coded = setup(config)
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    params = jax.tree.map(lambda x: x + 0.02, params)
+    log_prob = lambda m: m.apply({"params": params}, coded, None, method="token_log_prob")
+    assert log_prob(model).dtype == jnp.float32
+    np.testing.assert_allclose(log_prob(model), log_prob(hybrid.build_model(tiny_config())), rtol=0.05, atol=0.2)
+
+
+def test_the_skip_carries_pixels_past_the_features(tiny_config):
+    with_skip = leaves(setup(tiny_config())[1])
+    without = leaves(setup(tiny_config(model__decoder_skip=False))[1])
+    assert {n for n in with_skip if n not in without} == {"['decoder']['skip']['kernel']"}
+
+
+def test_without_encoder_layers_the_model_is_a_look_up_and_a_decoder(tiny_config):
+    config = tiny_config(
+        model__encoder_layers=0, model__patch_size=1, model__activation="quick_gelu", objective__contrastive_weight=0.0
+    )
+    _, params, _ = setup(config)
+    assert set(leaves(params["encoder"])) == {"['patch_embedding']['table']['embedding']"}
+    assert params["decoder"]["positions"].shape == (64, 16)
+    assert set(params["head"]) == {"logits"} and set(params["head"]["logits"]) == {"kernel"}
+
+
+@pytest.mark.parametrize("levels", [2, 3, 7, 255, 256])
+def test_decoding_tokens_gives_images_with_the_same_tokens(levels):
+    spec = tokens.TokenSpec("intensity", levels, 2, 4, 6, 3)
+    images = np.random.default_rng(0).integers(0, 256, (4, 4, 6, 3)).astype(np.uint8)
+    coded = tokens.encode(images, spec)
+    assert coded.shape == (4, 6, 12) and coded.min() >= 0 and coded.max() < levels
+    again = tokens.encode(np.asarray(tokens.decode(coded, spec)), spec)
+    np.testing.assert_array_equal(again, coded)
+    if levels == 256:
+        np.testing.assert_array_equal(tokens.decode(coded, spec), images)
+
+
+def test_patches_are_in_raster_order_and_inside_row_column_channel():
+    image = np.arange(4 * 4 * 3).reshape(1, 4, 4, 3)
+    patches = np.asarray(tokens.patchify(jnp.asarray(image), 2))
+    np.testing.assert_array_equal(patches[0, 1], image[0, 0:2, 2:4].reshape(-1))
+    np.testing.assert_array_equal(patches[0, 2], image[0, 2:4, 0:2].reshape(-1))
+
+
+def test_palette_tokens_are_the_nearest_colours():
+    rng = np.random.default_rng(0)
+    palette = rng.uniform(-1, 1, (9, 3)).astype(np.float32)
+    images = rng.integers(0, 256, (2, 4, 4, 3)).astype(np.uint8)
+    spec = tokens.TokenSpec("palette", 9, 2, 4, 4, 3)
+    pixels = tokens.patchify(jnp.asarray(images), 2).reshape(2, 4, 4, 3) / 127.5 - 1
+    distance = ((np.asarray(pixels, np.float64)[..., None, :] - palette) ** 2).sum(-1)
+    np.testing.assert_array_equal(tokens.encode(images, spec, palette), distance.argmin(-1))
+
+
+def test_a_fitted_palette_finds_the_colours_that_are_there():
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 256, (5, 3)).astype(np.uint8)
+    images = colours[rng.integers(0, 5, (6, 8, 8))]
+    palette = tokens.fit_palette(images, 5)
+    found = np.round((palette + 1) * 127.5).astype(int)
+    assert {tuple(c) for c in found} == {tuple(c) for c in colours.astype(int)}
+    with pytest.raises(ValueError, match="5 distinct colours"):
+        tokens.fit_palette(images, 6)

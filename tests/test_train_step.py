@@ -1,0 +1,199 @@
+"""The train step: one trace, any mesh, exact accumulation, learning, averages, skipped updates."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sklearn.datasets
+
+from hybrid_jax import sharding, train_step
+from hybrid_jax.models import hybrid
+
+DIGITS = (sklearn.datasets.load_digits().images * 255 / 16).round().astype(np.uint8)[..., None]
+ARMS = {
+    "hybrid": {},
+    "generative": {"objective__contrastive_weight": 0.0},
+    "contrastive": {"objective__generative_weight": 0.0},
+}
+
+
+def run(config, mesh, steps=3, rows=None):
+    """Returns (state, list of metrics) after some steps; step i sees digits i, i+1, ... of the batch."""
+    state = train_step.init_state(config, mesh, None)
+    step = train_step.make_train_step(config, mesh)
+    history = []
+    for i in range(steps):
+        indices = np.arange(config.train.batch_size) + i * config.train.batch_size if rows is None else rows
+        state, metrics = step(state, sharding.global_batch(DIGITS, indices, mesh))
+        history.append({k: float(v) for k, v in metrics.items()})
+    assert step._cache_size() == 1
+    return state, history
+
+
+def relative_difference(one, two):
+    """Largest |a - b| over the norm of each array."""
+    differences = jax.tree.map(
+        lambda a, b: np.linalg.norm(np.asarray(a, np.float64) - b) / max(np.linalg.norm(b), 1e-12), one, two
+    )
+    return max(jax.tree.leaves(differences))
+
+
+def gradients(config, mesh, perturb=0.05):
+    """Gradient of both losses on one batch, at parameters where no layer is zero."""
+    model = hybrid.build_model(config, sharding.constrain_batch(mesh))
+    state = train_step.init_state(config, mesh, None)
+    images = sharding.global_batch(DIGITS, np.arange(config.train.batch_size), mesh)
+
+    @jax.jit
+    def compute(params, images):
+        key = train_step.step_key(config.seed, jnp.zeros((), jnp.int32))
+        batch = train_step.make_batch(config, model, key, images, None)
+        if config.train.microbatches > 1:
+            return train_step.accumulated_gradients(params, config, model, batch, None)
+        return jax.grad(train_step.loss_fn, has_aux=True)(params, config, model, batch, None)
+
+    noise = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: x + perturb * noise.normal(size=x.shape).astype(np.float32), state.params)
+    found, metrics = compute(params, images)
+    return jax.device_get(found), {k: float(v) for k, v in metrics.items()}
+
+
+@pytest.mark.parametrize(
+    ("arm", "devices", "fsdp"),
+    [("hybrid", 2, 1), ("hybrid", 4, 4), ("hybrid", 8, 1), ("hybrid", 8, 4), ("generative", 8, 4), ("contrastive", 8, 4)],
+)
+def test_any_mesh_gives_the_same_loss_and_gradients(tiny_config, mesh_of, arm, devices, fsdp):
+    config = tiny_config(**ARMS[arm])
+    want, want_metrics = gradients(config, mesh_of(1))
+    got, got_metrics = gradients(config, mesh_of(devices, fsdp))
+    assert relative_difference(got, want) < 1e-5
+    for name, value in want_metrics.items():
+        assert got_metrics[name] == pytest.approx(value, rel=1e-5), name
+
+
+@pytest.mark.parametrize(("devices", "fsdp"), [(2, 2), (8, 1)])
+def test_any_mesh_trains_to_the_same_losses(tiny_config, mesh_of, devices, fsdp):
+    config = tiny_config(train__ema_decay=0.9)
+    _, want = run(config, mesh_of(1))
+    state, got = run(config, mesh_of(devices, fsdp))
+    for one, two in zip(got, want, strict=True):
+        for name in ("loss", "generative_loss", "contrastive_loss", "param_norm"):
+            assert one[name] == pytest.approx(two[name], rel=1e-5), name
+    if fsdp > 1:
+        kernel = state.params["encoder"]["transformer"]["block_1"]["mlp_in"]["kernel"]
+        assert kernel.sharding.shard_shape(kernel.shape) == (16, 64 // fsdp)
+
+
+@pytest.mark.parametrize(
+    ("arm", "pieces", "devices"), [("hybrid", 4, 1), ("hybrid", 2, 8), ("generative", 4, 1), ("contrastive", 2, 1)]
+)
+def test_accumulation_is_exact(tiny_config, mesh_of, arm, pieces, devices):
+    settings = ARMS[arm] | ({"train__likelihood_fraction": 0.5} if arm == "hybrid" else {})
+    if arm == "hybrid" and devices == 8:
+        settings["train__batch_size"] = 32
+    want, want_metrics = gradients(tiny_config(**settings), mesh_of(1))
+    got, got_metrics = gradients(tiny_config(train__microbatches=pieces, **settings), mesh_of(devices))
+    assert relative_difference(got, want) < 1e-5
+    assert got_metrics == pytest.approx(want_metrics, rel=1e-5)
+
+
+def test_two_identical_runs_are_equal_to_the_bit(tiny_config, mesh_of):
+    one, two = (run(tiny_config(), mesh_of(2)) for _ in range(2))
+    assert one[1] == two[1]
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(one[0].params), jax.device_get(two[0].params))
+
+
+def test_another_seed_is_another_run(tiny_config, mesh_of):
+    assert run(tiny_config(), mesh_of(1))[1] != run(tiny_config(seed=1), mesh_of(1))[1]
+
+
+def test_the_state_is_donated(tiny_config, mesh_of):
+    config, mesh = tiny_config(), mesh_of(1)
+    state = train_step.init_state(config, mesh, None)
+    train_step.make_train_step(config, mesh)(state, sharding.global_batch(DIGITS, np.arange(16), mesh))
+    assert state.params["encoder"]["positions"].is_deleted()
+
+
+def test_overfits_32_images_to_near_zero_nll(tiny_config, mesh_of):
+    config = tiny_config(
+        objective__contrastive_weight=0.0, model__levels=17, model__width=64, train__batch_size=32,
+        train__total_steps=400, optimizer__learning_rate=5e-3, optimizer__weight_decay=0.0,
+    )  # fmt: skip
+    _, history = run(config, mesh_of(1), steps=400, rows=np.arange(32))
+    assert history[0]["loss"] == pytest.approx(np.log(17), abs=1e-4)
+    # 64 tokens that tell 32 images apart need at least ln(32) / 64 = 0.054 nats each.
+    assert history[-1]["loss"] < 0.06
+
+
+def test_contrastive_accuracy_on_one_batch_reaches_one(tiny_config, mesh_of):
+    config = tiny_config(
+        objective__generative_weight=0.0, model__width=64, train__batch_size=32, train__total_steps=300,
+        augment__recipe="none", augment__view_keep=1.0,
+    )  # fmt: skip
+    _, history = run(config, mesh_of(1), steps=300, rows=np.arange(32))
+    assert history[0]["contrastive_accuracy"] < 0.9
+    assert min(row["contrastive_accuracy"] for row in history[-10:]) == 1.0
+
+
+def test_the_moving_average_follows_its_formula(tiny_config, mesh_of):
+    config, mesh = tiny_config(train__ema_decay=0.9), mesh_of(1)
+    state = train_step.init_state(config, mesh, None)
+    step = train_step.make_train_step(config, mesh)
+    expected = np.asarray(state.params["encoder"]["positions"], np.float64)
+    for i in range(4):
+        state, _ = step(state, sharding.global_batch(DIGITS, np.arange(16), mesh))
+        decay = min(0.9, (1 + i) / (10 + i))
+        expected = decay * expected + (1 - decay) * np.asarray(state.params["encoder"]["positions"], np.float64)
+    np.testing.assert_allclose(state.ema_params["encoder"]["positions"], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_likelihood_reads_evenly_spaced_images_as_they_are(tiny_config):
+    config = tiny_config(train__likelihood_fraction=0.25)
+    model = hybrid.build_model(config)
+    batch = train_step.make_batch(config, model, jax.random.key(0), DIGITS[:16], None)
+    whole = train_step.make_batch(tiny_config(), model, jax.random.key(0), DIGITS[:16], None)
+    np.testing.assert_array_equal(batch.likelihood, whole.likelihood[jnp.array([0, 4, 8, 12])])
+    np.testing.assert_array_equal(batch.views, whole.views)
+
+
+def test_arms_see_the_same_augmentations(tiny_config):
+    batches = []
+    for arm in ("hybrid", "contrastive"):
+        config = tiny_config(**ARMS[arm])
+        model = hybrid.build_model(config)
+        batches.append(train_step.make_batch(config, model, train_step.step_key(0, 3), DIGITS[:16], None))
+    np.testing.assert_array_equal(batches[0].views, batches[1].views)
+    np.testing.assert_array_equal(batches[0].keep, batches[1].keep)
+
+
+def test_the_gradient_comparison_adds_up(tiny_config, mesh_of):
+    config, mesh = tiny_config(), mesh_of(1)
+    state = train_step.init_state(config, mesh, None)
+    images = sharding.global_batch(DIGITS, np.arange(16), mesh)
+    step = train_step.make_train_step(config, mesh)
+    for _ in range(3):
+        state, _ = step(state, images)
+    found = {k: float(v) for k, v in train_step.make_gradient_comparison(config, mesh)(state, images).items()}
+    model = hybrid.build_model(config)
+    batch = train_step.make_batch(config, model, train_step.step_key(0, state.step), images, None)
+    whole = jax.grad(train_step.loss_fn, has_aux=True)(state.params, config, model, batch, None)[0]["encoder"]
+    one, two = found["encoder_gradient_norm_generative"], found["encoder_gradient_norm_contrastive"]
+    cosine = found["encoder_gradient_cosine"]
+    total = np.sqrt(one**2 + two**2 + 2 * one * two * cosine)
+    assert total == pytest.approx(float(jnp.sqrt(sum(jnp.vdot(x, x) for x in jax.tree.leaves(whole)))), rel=1e-4)
+    assert one > 0 and two > 0 and -1 <= cosine <= 1
+
+
+def test_a_nonfinite_update_is_skipped_and_counted(tiny_config, mesh_of):
+    config, mesh = tiny_config(train__skip_nonfinite=2), mesh_of(1)
+    state = train_step.init_state(config, mesh, None)
+    step = train_step.make_train_step(config, mesh)
+    images = sharding.global_batch(DIGITS, np.arange(16), mesh)
+    state, metrics = step(state, images)
+    assert metrics["skipped_updates"] == 0
+    good = jax.device_get(state.params)
+    poisoned = jax.tree.map(jnp.copy, state)
+    poisoned.params["projection"]["layer_1"]["bias"] = jnp.full((16,), jnp.nan)
+    after, metrics = step(poisoned, images)
+    assert metrics["skipped_updates"] == 1 and np.isnan(metrics["loss"])
+    np.testing.assert_array_equal(after.params["encoder"]["positions"], good["encoder"]["positions"])
