@@ -6,7 +6,6 @@ place and renames it, so it is whole or absent; what happens to the bytes later,
 """
 
 import contextlib
-import functools
 import logging
 import os
 import pathlib
@@ -24,24 +23,27 @@ FORMAT_VERSION = 1
 PARTS = ("params", "ema_params", "opt_state", "palette")
 
 
-@functools.partial(jax.jit, static_argnames="word")
-def _checksum(x: jax.Array, word: jnp.dtype) -> jax.Array:
-    """Two position-weighted sums of the array's words modulo 2^32; any single changed word changes both."""
-    words = jax.lax.bitcast_convert_type(x.reshape(-1), word).reshape(-1).astype(jnp.uint32)
-    place = jnp.arange(words.size, dtype=jnp.uint32)
-    mixed = words + place * jnp.uint32(0x9E3779B9)
-    mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
-    mixed = mixed ^ (mixed >> 13)
-    return jnp.stack([jnp.sum(words * (2 * place + 1)), jnp.sum(mixed)]).astype(jnp.uint32)
+@jax.jit
+def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
+    """Two position-weighted sums of each array's words modulo 2^32; one changed word changes both."""
+
+    def one(x: jax.Array) -> jax.Array:
+        word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+        words = jax.lax.bitcast_convert_type(x.reshape(-1), word).astype(jnp.uint32)
+        place = jnp.arange(words.size, dtype=jnp.uint32)
+        mixed = words + place * jnp.uint32(0x9E3779B9)
+        mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
+        mixed = mixed ^ (mixed >> 13)
+        return jnp.stack([jnp.sum(words * (2 * place + 1)), jnp.sum(mixed)])
+
+    return [one(x) for x in leaves]
 
 
 def checksums(tree: Any) -> dict[str, str]:
     """Returns {path of each array: 16 hexadecimal digits}, computed where the array lies."""
-    found = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
-        found[jax.tree_util.keystr(path)] = _checksum(leaf, word)
-    return {p: f"{int(a):08x}{int(b):08x}" for p, (a, b) in jax.device_get(found).items()}
+    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
+    sums = jax.device_get(_checksums(list(leaves)))
+    return {jax.tree_util.keystr(p): f"{int(a):08x}{int(b):08x}" for p, (a, b) in zip(paths, sums, strict=True)}
 
 
 def directory(workdir: str | os.PathLike) -> pathlib.Path:

@@ -1,5 +1,6 @@
 """The command line: flags -> mode -> one call. `python -m hybrid_jax.main --help`."""
 
+import os
 import sys
 
 from absl import flags
@@ -49,24 +50,22 @@ def parse(argv: list[str]) -> None:
     Raises:
       UserError: an unknown flag or config key, a value of the wrong type, a missing config file.
     """
+    for path in (word.removeprefix("--config=") for word in argv if word.startswith("--config=")):
+        if not os.path.isfile(path):
+            raise UserError(f"--config={path}: no such file; the experiments are in configs/")
     try:
         rest = flags.FLAGS(argv)
-    except UserError:
-        raise
-    except Exception as error:  # each of them raises many types while it parses
+    except Exception as error:  # both raise many types while they parse
         raise UserError(_explain(error, argv)) from error
     if rest[1:]:
         raise UserError(f"{rest[1]}: not a flag; flags start with --")
 
 
 def _explain(error: Exception, argv: list[str]) -> str:
-    message = str(error).strip().split("\n")[0].strip('"')
-    if isinstance(error, FileNotFoundError):
-        return f"--config: no file {error.filename}"
-    for name in (a.split("=")[0].removeprefix("--config.") for a in argv if a.startswith("--config.")):
+    for name in (word.split("=")[0].removeprefix("--config.") for word in argv if word.startswith("--config.")):
         if name not in config_lib.FIELDS:
             return f"--config.{name}: no such field{config_lib.nearest(name, config_lib.FIELDS)}"
-    return message
+    return str(error).strip().split("\n")[0]
 
 
 def main() -> None:

@@ -157,7 +157,7 @@ td small { display: block; font-size: 12.5px; line-height: 1.4; overflow-wrap: a
 .grid { grid-template-columns: repeat(auto-fit, minmax(min(400px, 100%), 1fr)); }
 figure { margin: 0; }
 img { max-width: 100%; height: auto; display: block; }
-.neighbours { display: grid; gap: 12px; margin-bottom: 12px; min-width: 620px; }
+.neighbours { display: grid; gap: 12px; margin-bottom: 12px; min-width: 520px; }
 .neighbours { grid-template-columns: 1fr 12px repeat(6, 1fr); }
 .thumb:first-child { grid-column: 1 / span 1; margin-right: 0; }
 .thumb:nth-child(2) { grid-column: 3; }

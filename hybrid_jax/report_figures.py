@@ -31,7 +31,7 @@ def training_curves(metrics: list[dict], model, results: list[dict]) -> list[tup
             "they ignore each other, below 0 each undoes part of the other's work."
         )
         line = {"encoder_gradient_cosine": "cosine"}
-        drawn.append((_lines(metrics, line, "gradient cosine", reference=(0, "neither helps")), caption))
+        drawn.append((_lines(metrics, line, "gradient cosine", reference=(0, None)), caption))
     caption = "The step size of the optimiser: a linear warm-up, then the schedule's decay."
     drawn.append((_lines(metrics, {"learning_rate": "learning rate"}, "learning rate"), caption))
     return drawn
@@ -91,7 +91,7 @@ def _lines(
     metrics: list[dict],
     names: dict[str, str],
     label: str,
-    reference: tuple[float, str] | None = None,
+    reference: tuple[float, str | None] | None = None,
     log: bool = False,
     bits: bool = False,
     share: bool = False,
@@ -102,11 +102,13 @@ def _lines(
       metrics: rows of metrics.jsonl.
       names: {key: what the legend calls it}; keys that no row has are left out.
       label: of the vertical axis.
-      reference: a height and what it is; a dashed line.
+      reference: a height and what the legend calls it, or None; a dashed line.
       log: a logarithmic axis.
       bits: a second axis in bits, of an axis in nats.
       share: the axis spans [0, 1].
     """
+    from matplotlib.ticker import LogLocator
+
     figure, axes = new_figure(4.7, 2.8)
     present = {key: name for key, name in names.items() if any(row.get(key) is not None for row in metrics)}
     for colour, (key, name) in zip(COLOURS, present.items(), strict=False):
@@ -116,11 +118,12 @@ def _lines(
         axes.axhline(reference[0], color="#566270", linestyle="--", linewidth=1.2, label=reference[1])
     if log and present:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
     if share:
         axes.set_ylim(0, 1)
-    if len(present) + bool(reference) > 1:
+    if len(present) > 1 or (reference and reference[1]):
         axes.legend(frameon=False, fontsize=8)
     axes.set(xlabel="step", ylabel=label)
     if bits:

@@ -75,8 +75,7 @@ def neighbours(features: FeatureStore) -> tuple[list[list[Cell]], str]:
     itself = split == "train"
     last = min(len(pool.images), len(bank)) - 1 if itself else len(pool.images) - 1
     chosen = np.unique(np.linspace(0, last, QUERIES).astype(int))
-    queries = bank[chosen] if itself else features.model.embed(pool.images[chosen])
-    _, found = nearest(queries, bank, min(NEIGHBOURS + itself, len(bank)))
+    _, found = nearest(features.rows(split, chosen), bank, min(NEIGHBOURS + itself, len(bank)))
     rows = []
     for query, row in zip(chosen, found, strict=True):
         others = [i for i in row if not (itself and i == query)][:NEIGHBOURS]
@@ -131,10 +130,12 @@ def feature_map(features: FeatureStore) -> tuple[str, str, list[tuple[str, str]]
       PNG data URI; caption; legend of (class name, colour) with at most ten classes.
     """
     data, split = features.data, shown_split(features.data)
-    x = features.at_least(split, MAP_POINTS)[:MAP_POINTS].astype(np.float64)
+    x = features.at_least(split, MAP_POINTS)[:MAP_POINTS]
     labels = getattr(data, split).labels
-    left, scale, _ = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
-    points = left[:, :2] * scale[:2]
+    # One image or one feature has one direction only: the other is flat.
+    room = [(0, max(0, 2 - size)) for size in x.shape]
+    left, scale, _ = np.linalg.svd(np.pad(x - x.mean(axis=0), room), full_matrices=False)
+    points = left[: len(x), :2] * scale[:2]
     share = scale[:2] ** 2 / max(np.sum(scale**2), 1e-12)
     colours, legend = _class_colours(data, None if labels is None else labels[: len(x)], len(x))
     figure, axes = new_figure(8.6, 5)

@@ -3,6 +3,8 @@
 import dataclasses
 import html
 
+from hybrid_jax.evaluators.features import has_split
+
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
@@ -55,20 +57,36 @@ def metric_of(row: dict) -> Metric:
 
 
 def summary(model, data, results: list[dict]) -> str:
-    """Returns the run in a sentence or two: each metric's first result, its floor, and which is better."""
+    """Returns the run in words: each metric's first result beside its floor, and what is absent."""
     headlines = {}
     for row in results:
         headlines.setdefault(row["metric"], row)
     told = "; ".join(_clause(row) for row in headlines.values()) or "nothing was evaluated"
     text = f"After {model.step:,} steps on {data.name}: {told}."
-    have = {METRICS[name].title for name in headlines if name in METRICS}
-    missing = dict.fromkeys(m.title for m in METRICS.values() if m.title not in have)
-    return text + (f" Not measured: {', '.join(missing)}." if missing and headlines else "")
+    have = {metric_of(row).title for row in results}
+    missing = [m for m in {m.title: m for m in METRICS.values()}.values() if m.title not in have]
+    reasons = [f"{_inside(m.title)} ({_reason(m, model, data)})" for m in missing]
+    return text + (f" Not measured: {', '.join(reasons)}." if reasons else "")
+
+
+def _reason(metric: Metric, model, data) -> str:
+    if not has_split(data, "test"):
+        return "no test split"
+    if metric.share and (data.train.labels is None or data.test.labels is None):
+        return "no labels"
+    if metric.lower and not model.has_likelihood:
+        return "no generative branch"
+    return "not asked for"
+
+
+def _inside(title: str) -> str:
+    """A title as it reads inside a sentence."""
+    return title[0].lower() + title[1:]
 
 
 def _clause(row: dict) -> str:
     metric = metric_of(row)
-    clause = f"{_title(row)} {metric.tell(row['value'])}"
+    clause = f"{_inside(_title(row))} {metric.tell(row['value'])}"
     floors = row.get("floor") or {}
     if floors:
         clause += f" ({_floors(row)}: {verdict(row)})"
@@ -90,7 +108,7 @@ def verdict(row: dict) -> str:
 def table(results: list[dict]) -> str:
     """Returns the results beside their floors, as HTML."""
     if not results:
-        return "<p>No evaluator ran; the log of the evaluation says why.</p>"
+        return "<p>There are no results.</p>"
     heads = ("result", "value", "floor", "against the floor", "images", "protocol")
     head = "".join(f"<th>{text}</th>" for text in heads)
     caption = (
@@ -131,12 +149,12 @@ def _floors(row: dict) -> str:
 
 def _details(row: dict) -> list[str]:
     details = ["lower is better"] if metric_of(row).lower else []
-    known = {"layer": "layer {}", "C": "C = {:g}", "k": "k = {}", "temperature": "temperature {:g}"}
+    known = {"layer": "{}", "C": "C = {:g}", "k": "k = {}", "temperature": "temperature {:g}"}
     details += [text.format(row[key]) for key, text in known.items() if row.get(key) is not None]
     if len(row.get("c_values", ())) > 1 and row["C"] == max(row["c_values"]):
         details.append("the largest C that was tried: a wider grid may give more")
     if row.get("n_train"):
-        details.append(f"fitted on {row['n_train']:,} images")
+        details.append(f"{row['n_train']:,} labels")
     if row.get("train_value") is not None:
         details.append(f"{metric_of(row).tell(row['train_value'])} on {row['train_n']:,} training images")
     if row.get("converged") is False:

@@ -43,9 +43,10 @@ def train_and_evaluate(config, workdir: str | os.PathLike, log: Log = print) -> 
     config_lib.validate(config)
     workdir = pathlib.Path(workdir)
     mesh = sharding.make_mesh(config)
-    _claim_workdir(config, workdir)
+    _refuse_other_config(config, workdir)
     data = sources.load(config)
     pipeline.steps_per_epoch(len(data.train.images), config.train.batch_size)
+    _claim_workdir(config, workdir)
     with _explained_memory(config), _stop_requests() as stop_requested:
         return _run(config, workdir, data, mesh, stop_requested, log)
 
@@ -109,24 +110,30 @@ def _final_evaluation(config, workdir: pathlib.Path, state, data, mesh, writer, 
     return results
 
 
-def _claim_workdir(config, workdir: pathlib.Path) -> None:
-    """Writes `config.json` into a new workdir; refuses one that was trained with another config."""
+def _refuse_other_config(config, workdir: pathlib.Path) -> None:
+    """Raises UserError where the workdir has a checkpoint of a config that this one contradicts."""
     path = workdir / "config.json"
+    if not path.exists() or not checkpoint.directory(workdir).exists():
+        return
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            before = config_lib.from_dict(json.loads(path.read_text(encoding="utf-8")))
-            wrong = config_lib.contradictions(before, config)
-            if wrong:
-                raise UserError("; ".join(wrong) + "; choose another --workdir")
-        if jax.process_index() == 0:
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(config_lib.to_json(config), encoding="utf-8")
-            temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
+        before = config_lib.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except json.JSONDecodeError as error:
         raise UserError(f"--workdir={workdir}: config.json is not JSON ({error})") from error
+    wrong = config_lib.contradictions(before, config)
+    if wrong:
+        raise UserError("; ".join(wrong) + "; choose another --workdir")
+
+
+def _claim_workdir(config, workdir: pathlib.Path) -> None:
+    """Creates the workdir and writes `config.json`."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            temporary = workdir / "config.tmp"
+            temporary.write_text(config_lib.to_json(config), encoding="utf-8")
+            temporary.replace(workdir / "config.json")
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
 
 
 def _restore_or_init(config, checkpoints: checkpoint.Checkpoints, data, mesh, log: Log):
@@ -207,7 +214,7 @@ class _Clock:
     """Speed and time left, without the time that evaluations take."""
 
     def __init__(self, config, start: int):
-        self._batch, self._total = config.train.batch_size, config.train.total_steps
+        self._batch, self._total, self._start = config.train.batch_size, config.train.total_steps, start
         self._first = self._last = (start, time.perf_counter())
 
     def rates(self, step: int) -> dict[str, float]:
@@ -215,7 +222,7 @@ class _Clock:
         now = time.perf_counter()
         before, then = self._last
         self._last = (step, now)
-        if before == self._first[0]:
+        if before == self._start:
             # The first interval holds compilation, which says nothing about the time left.
             self._first = self._last
         return {"images_per_second": (step - before) * self._batch / (now - then)}

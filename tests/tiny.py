@@ -17,6 +17,7 @@ def get_config():
     config.train.total_steps = 10
     config.optimizer.warmup_steps = 2
     config.log.every_steps = 5
+    config.log.gradients = False
     config.checkpoint.every_steps = 5
     config.eval.every_steps = -1
     return config

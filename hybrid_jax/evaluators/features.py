@@ -58,6 +58,12 @@ class FeatureStore:
             return self.default(split)
         return self.model.embed(getattr(self.data, split).images[:num])
 
+    def rows(self, split: str, indices: np.ndarray) -> np.ndarray:
+        """Returns the default layer's (len(indices), D) float32 of some images of a split."""
+        if split in self._found:
+            return self.default(split)[indices]
+        return self.model.embed(getattr(self.data, split).images[indices])
+
 
 class FloorCache:
     """Floors that depend on the data and the protocol only, kept in `directory`/floors.json.

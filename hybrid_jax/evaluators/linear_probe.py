@@ -155,7 +155,7 @@ def _variants(features: FeatureStore, labels: dict[str, np.ndarray], c: float, l
     def row(variant: str, layers: list[str], selection: str, **more) -> dict:
         return {
             "variant": variant,
-            "layer": "+".join(layers),
+            "layer": ", ".join(layers),
             "layers": layers,
             "selection": selection,
             **more,
