@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
 
-TEST = ["pytest>=8", "scipy>=1.13"]
+TEST = ["pytest>=8"]
 
 setup(
     name="hybrid_jax",
@@ -33,7 +33,9 @@ setup(
         "orbax-checkpoint>=0.12.0",
         "pillow>=11.0",
         "scikit-learn>=1.8",
+        "scipy>=1.13",
         "tensorflow-datasets>=4.9.9",
+        "threadpoolctl>=3.5",
         "tqdm>=4.66",
     ],
     extras_require={

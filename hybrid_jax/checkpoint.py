@@ -6,7 +6,6 @@ place and renames it, so it is whole or absent; what happens to the bytes later,
 """
 
 import contextlib
-import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -183,10 +182,3 @@ def _as_damaged(step: int) -> Iterator[None]:
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         raise DamagedError(f"checkpoint {step} is damaged ({reason})") from error
-
-
-def silence() -> None:
-    """Keeps Orbax's own messages below errors; what a user needs to know, the loop says itself."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
-
-

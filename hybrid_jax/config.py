@@ -63,14 +63,10 @@ EVALUATORS = ("linear_probe", "knn", "likelihood")
 
 FIELDS: dict[str, Field] = {
     "seed": Field(0, "", "seed of initial values, data order and augmentation", **_at_least(0)),
-    "data.name": Field(
-        "embedded", "", "`embedded`, `fashion_mnist`, `digits`, `folder`, or a prepared tfds set"
-    ),
+    "data.name": Field("embedded", "", "`embedded`, `fashion_mnist`, `digits`, `folder`, or a prepared tfds set"),
     "data.path": Field("", "", "the image folder, or where prepared data sets lie (empty = usual)"),
     "data.image_size": Field((28, 28), "pixels", "height, width; images are resized", **_sizes(2)),
-    "data.channels": Field(
-        1, "", "1 = grey, 3 = colour", allowed="must be 1 or 3", check=lambda v: v in (1, 3)
-    ),
+    "data.channels": Field(1, "", "1 = grey, 3 = colour", allowed="must be 1 or 3", check=lambda v: v in (1, 3)),
     "data.train_split": Field("train", "", "the split that is trained on"),
     "data.validation_split": Field(
         "10%", "", "a split, or a share of the training split that is held out (never trained on)"
@@ -81,12 +77,17 @@ FIELDS: dict[str, Field] = {
     ),
     "model.patch_size": Field(4, "pixels", "side of a patch; divides the image", **_at_least(1)),
     "model.token_kind": Field(
-        "intensity", "", "what a token is: a channel's intensity, or a pixel's palette colour",
+        "intensity",
+        "",
+        "what a token is: a channel's intensity, or a pixel's palette colour",
         **_one_of("intensity", "palette"),
     ),
     "model.levels": Field(
-        256, "", "intensity levels; 256 = exact 8-bit likelihood",
-        allowed="must lie in [2, 256]", check=lambda v: 2 <= v <= 256,
+        256,
+        "",
+        "intensity levels; 256 = exact 8-bit likelihood",
+        allowed="must lie in [2, 256]",
+        check=lambda v: 2 <= v <= 256,
     ),
     "model.palette_size": Field(512, "colours", "palette colours (k-means on the data)", **_at_least(2)),
     "model.width": Field(96, "features", "width of both transformers", **_at_least(1)),
@@ -97,15 +98,18 @@ FIELDS: dict[str, Field] = {
         True, "", "add the shifted patch embedding to the decoder's input (ignored when encoder_layers = 0)"
     ),
     "model.pixel_head": Field(
-        "masked_mlp", "", "network inside a patch (ignored where a patch is one token)", **_one_of("masked_mlp")
+        "masked_mlp",
+        "",
+        "network inside a patch (ignored where a patch is one token)",
+        **_one_of("masked_mlp"),
     ),
-    "model.view_attention": Field(
-        "full", "", "attention mask of the contrastive views", **_one_of("full", "causal")
-    ),
+    "model.view_attention": Field("full", "", "attention mask of the contrastive views", **_one_of("full", "causal")),
     "model.projection_dims": Field((256, 64), "features", "layers of the contrastive head", **_sizes()),
     "model.activation": Field("gelu", "", "activation of every MLP", **_one_of("gelu", "quick_gelu", "relu")),
     "model.dtype": Field(
-        "float32", "", "type of matrix products; parameters, norms, softmax and losses stay float32",
+        "float32",
+        "",
+        "type of matrix products; parameters, norms, softmax and losses stay float32",
         **_one_of("float32", "bfloat16"),
     ),
     "model.remat": Field(False, "", "recompute each block in the backward pass: less memory, more time"),
@@ -143,8 +147,11 @@ FIELDS: dict[str, Field] = {
     "optimizer.b2": Field(0.95, "", "decay of the second moment", **_share(high_open=True)),
     "optimizer.clip_norm": Field(1.0, "", "global gradient norm is clipped here; 0 = never", **_at_least(0)),
     "mesh.data": Field(
-        -1, "devices", "devices that share the batch; -1 = all that are left",
-        allowed="must be -1 or at least 1", check=lambda v: v == -1 or v >= 1,
+        -1,
+        "devices",
+        "devices that share the batch; -1 = all that are left",
+        allowed="must be -1 or at least 1",
+        check=lambda v: v == -1 or v >= 1,
     ),
     "mesh.fsdp": Field(1, "devices", "devices that share batch, parameters and optimizer", **_at_least(1)),
     "checkpoint.every_steps": Field(500, "steps", "time between checkpoints; the last step has one", **_at_least(1)),
@@ -156,13 +163,19 @@ FIELDS: dict[str, Field] = {
         0, "steps", "time between evaluations; 0 = after the last step only, -1 = never", **_at_least(-1)
     ),
     "eval.evaluators": Field(
-        EVALUATORS, "", "which evaluators run",
-        allowed=f"must be taken from {', '.join(EVALUATORS)}", check=lambda v: set(v) <= set(EVALUATORS),
+        EVALUATORS,
+        "",
+        "which evaluators run",
+        allowed=f"must be taken from {', '.join(EVALUATORS)}",
+        check=lambda v: set(v) <= set(EVALUATORS),
     ),
     "eval.batch_size": Field(500, "images", "images per evaluation batch", **_at_least(1)),
     "eval.linear_probe.c_values": Field(
-        (0.01, 0.1, 1.0), "", "inverse L2 strengths tried on validation",
-        allowed="must be numbers above 0", check=lambda v: len(v) > 0 and all(c > 0 for c in v),
+        (0.01, 0.1, 1.0, 10.0),
+        "",
+        "inverse L2 strengths tried on validation",
+        allowed="must be numbers above 0",
+        check=lambda v: len(v) > 0 and all(c > 0 for c in v),
     ),
     "eval.linear_probe.max_iterations": Field(300, "iterations", "limit of the L-BFGS solver", **_at_least(1)),
     "eval.knn.k": Field(20, "neighbours", "neighbours that vote", **_at_least(1)),

@@ -8,25 +8,30 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from hybrid_jax import evaluators, inference, report
 from hybrid_jax import config as config_lib
+from hybrid_jax import evaluators, inference, report
 from hybrid_jax.data import augment, sources
+from hybrid_jax.evaluators.features import FeatureStore
 
 
-def evaluate_and_report(model, data, config, workdir: str | os.PathLike, log: Callable[[str], None]) -> dict[str, float]:
+def evaluate_and_report(
+    model, data, config, workdir: str | os.PathLike, log: Callable[[str], None]
+) -> dict[str, float]:
     """Runs config.eval.evaluators and writes their results; returns headline values by metric name."""
     workdir = pathlib.Path(workdir)
     log(f"evaluating step {model.step} ...")
     (workdir / "eval").mkdir(exist_ok=True)
-    results = evaluators.evaluate(model, data, config, cache_dir=workdir / "eval", log=log)
+    features = FeatureStore(model, data)
+    results = evaluators.evaluate(model, data, config, workdir / "eval", log, features)
+    for row in results:
+        log(summary_line(row))
     if jax.process_index() == 0:
         path = workdir / "eval" / f"{model.step}.json"
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         temporary.replace(path)
-        for row in results:
-            log(summary_line(row))
-        log(f"report: {report.write_report(workdir, model, data, results, sample_views(config, data))}")
+    # Every process draws it, because features are computed by all of them together; one writes it.
+    log(f"report: {report.write_report(workdir, model, data, results, sample_views(config, data), features)}")
     headline: dict[str, float] = {}
     for row in results:
         headline.setdefault(row["metric"], row["value"])

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 from hybrid_jax import config as config_lib
@@ -72,6 +72,8 @@ def main() -> None:
     """Entry point of `hybrid-jax` and `python -m hybrid_jax.main`."""
     try:
         parse(sys.argv)
+        # Orbax and tfds log their own steps; what a user needs to know, the modes say.
+        logging.set_verbosity(logging.ERROR)
         run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

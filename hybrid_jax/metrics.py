@@ -52,18 +52,19 @@ class MetricsWriter:
 
 
 def read(workdir: str | os.PathLike) -> list[dict]:
-    """Returns the rows of `metrics.jsonl`; a line cut off by a crash is left out."""
+    """Returns the rows of `metrics.jsonl` by ascending step; of a repeated step the last.
+
+    A line that is no such row (a run killed while it wrote) is left out; a missing file has none.
+    """
     path = pathlib.Path(workdir) / "metrics.jsonl"
-    if not path.exists():
-        return []
-    return [row for row in map(_parse, path.read_text(encoding="utf-8").splitlines()) if row]
-
-
-def _parse(line: str) -> dict | None:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None
+    rows = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+            rows[row["step"]] = row
+        except (json.JSONDecodeError, TypeError, KeyError):
+            continue
+    return [rows[step] for step in sorted(rows)]
 
 
 def _drop_after(path: pathlib.Path, step: int) -> None:

@@ -30,9 +30,7 @@ def is_decayed(params) -> object:
 
 def _adamw(config, schedule: optax.Schedule) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101)."""
-    return optax.adamw(
-        schedule, b2=config.optimizer.b2, weight_decay=config.optimizer.weight_decay, mask=is_decayed
-    )
+    return optax.adamw(schedule, b2=config.optimizer.b2, weight_decay=config.optimizer.weight_decay, mask=is_decayed)
 
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adamw": _adamw}

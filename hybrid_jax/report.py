@@ -5,12 +5,13 @@ from the user (names, classes, config) is escaped.
 """
 
 import html
-import json
 import pathlib
 
+import jax
 import numpy as np
 
 from hybrid_jax import config as config_lib
+from hybrid_jax import metrics as metrics_lib
 from hybrid_jax import report_figures, report_images, report_results
 from hybrid_jax.evaluators.features import SPLITS, FeatureStore, has_split
 
@@ -37,7 +38,7 @@ def write_report(
       The file's path.
     """
     features = features or FeatureStore(model, data)
-    metrics = read_metrics(workdir / "metrics.jsonl")
+    metrics = metrics_lib.read(workdir)
     title = html.escape(f"hybrid_jax: {data.name}, step {model.step:,}")
     body = [
         f"<h1>{title}</h1>",
@@ -55,23 +56,9 @@ def write_report(
         f"<pre>{html.escape(config_lib.to_json(model.config))}</pre></details>",
     ]
     path = workdir / "report.html"
-    path.write_text(_PAGE.format(title=title, style=_STYLE, body="\n".join(body)), "utf-8")
+    if jax.process_index() == 0:
+        path.write_text(_PAGE.format(title=title, style=_STYLE, body="\n".join(body)), "utf-8")
     return path
-
-
-def read_metrics(path: pathlib.Path) -> list[dict]:
-    """Returns the rows of metrics.jsonl by ascending step; of a repeated step the last.
-
-    A line that is no such row (a run killed while it wrote) is left out; a missing file has none.
-    """
-    rows = {}
-    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-            rows[row["step"]] = row
-        except (json.JSONDecodeError, TypeError, KeyError):
-            continue
-    return [rows[step] for step in sorted(rows)]
 
 
 def facts(model, data, metrics: list[dict]) -> str:

@@ -4,8 +4,7 @@ import base64
 import io
 import math
 
-COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#222255")
-COLOURS += ("#44bb99", "#999933")
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#222255", "#44bb99", "#999933")
 
 
 def training_curves(metrics: list[dict], model, results: list[dict]) -> list[tuple[str, str]]:
@@ -58,19 +57,13 @@ def _generative_curve(metrics: list[dict], spec, results: list[dict]) -> tuple[s
 
 def _contrastive_curves(metrics: list[dict], others: int) -> list[tuple[str, str]]:
     guess = (math.log(others), "blind guess")
-    loss = _lines(
-        metrics, {"contrastive_loss": "training batches"}, "contrastive loss, nats", reference=guess
-    )
+    loss = _lines(metrics, {"contrastive_loss": "training batches"}, "contrastive loss, nats", reference=guess)
     loss_caption = (
         f"How hard it is to find a view's partner among {others:,} other views; lower is better. A curve "
         "that stays at the dashed line has learnt nothing, or its embeddings have collapsed to a point."
     )
-    accuracy = _lines(
-        metrics, {"contrastive_accuracy": "training batches"}, "contrastive accuracy", share=True
-    )
-    caption = (
-        f"How often the partner is the nearest of the {others:,} views. A blind guess: {1 / others:.2%}."
-    )
+    accuracy = _lines(metrics, {"contrastive_accuracy": "training batches"}, "contrastive accuracy", share=True)
+    caption = f"How often the partner is the nearest of the {others:,} views. A blind guess: {1 / others:.2%}."
     return [(loss, loss_caption), (accuracy, caption)]
 
 
@@ -144,8 +137,8 @@ def new_figure(width: float, height: float):
     axes.grid(color="#e8ebef", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(which="both", labelsize=8, colors="#3c4753")
-    axes.xaxis.label.set_size(9)
-    axes.yaxis.label.set_size(9)
+    axes.xaxis.label.set_fontsize(9)
+    axes.yaxis.label.set_fontsize(9)
     return figure, axes
 
 

@@ -79,9 +79,7 @@ def neighbours(features: FeatureStore) -> tuple[list[list[Cell]], str]:
     rows = []
     for query, row in zip(chosen, found, strict=True):
         others = [i for i in row if not (itself and i == query)][:NEIGHBOURS]
-        rows.append(
-            [_cell(data, pool, query)] + [_cell(data, data.train, i, _label(pool, query)) for i in others]
-        )
+        rows.append([_cell(data, pool, query)] + [_cell(data, data.train, i, _label(pool, query)) for i in others])
     caption = (
         f"Left: images of the {split} split. Right: the nearest of {len(bank):,} training images, by cosine "
         "of the default layer's features. Good neighbours share what the image shows, not only its "
@@ -174,9 +172,7 @@ def _resized(image: np.ndarray) -> np.ndarray:
         factor = -(-THUMBNAIL // longest)
         return rgb.repeat(factor, axis=0).repeat(factor, axis=1)
     height, width = (max(1, round(side * THUMBNAIL / longest)) for side in image.shape[:2])
-    return np.asarray(
-        Image.fromarray(np.ascontiguousarray(rgb)).resize((width, height), Image.Resampling.BOX)
-    )
+    return np.asarray(Image.fromarray(np.ascontiguousarray(rgb)).resize((width, height), Image.Resampling.BOX))
 
 
 def _image_uri(image: np.ndarray) -> str:

@@ -24,9 +24,7 @@ class Metric:
 
     def tell(self, value: float, unit: bool = True) -> str:
         """Returns the value as text."""
-        return (
-            f"{value:.1%}" if self.share else f"{value:.3f}" + (f" {self.unit}" if unit and self.unit else "")
-        )
+        return f"{value:.1%}" if self.share else f"{value:.3f}" + (f" {self.unit}" if unit and self.unit else "")
 
     def lead(self, value: float, floor: float) -> float:
         """Returns by how much `value` is better than `floor`, in the metric's unit."""
@@ -58,7 +56,7 @@ def metric_of(row: dict) -> Metric:
 
 def summary(model, data, results: list[dict]) -> str:
     """Returns the run in words: each metric's first result beside its floor, and what is absent."""
-    headlines = {}
+    headlines: dict[str, dict] = {}
     for row in results:
         headlines.setdefault(row["metric"], row)
     told = "; ".join(_clause(row) for row in headlines.values()) or "nothing was evaluated"

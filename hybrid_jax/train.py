@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from hybrid_jax import checkpoint, config as config_lib, metrics as metrics_lib, sharding, train_step
+from hybrid_jax import checkpoint, sharding, train_step
+from hybrid_jax import config as config_lib
+from hybrid_jax import metrics as metrics_lib
 from hybrid_jax.data import pipeline, sources
 from hybrid_jax.errors import NonFiniteError, Preempted, UserError, reject
 from hybrid_jax.evaluate import evaluate_and_report
@@ -142,7 +144,7 @@ def _restore_or_init(config, checkpoints: checkpoint.Checkpoints, data, mesh, lo
     if restored is not None:
         state, meta = restored
         if meta["fingerprint"] != data.fingerprint:
-            raise UserError(f"config.data.path={config.data.path!r}: the data differ from what this workdir was trained on")
+            raise UserError(f"config.data.path={config.data.path!r}: not the data this workdir was trained on")
         log(f"resuming from checkpoint {meta['step']}")
         return state, meta["step"]
     palette = None
@@ -167,8 +169,11 @@ def _checked(pending: dict[int, dict]) -> dict[str, float]:
     """
     found = {step: {k: float(v) for k, v in m.items()} for step, m in jax.device_get(pending).items()}
     for step, values in sorted(found.items()):
-        bad = [f"{k} = {values[k]}" for k in ("generative_loss", "contrastive_loss", "loss", "grad_norm")
-               if k in values and not math.isfinite(values[k])]
+        bad = [
+            f"{k} = {values[k]}"
+            for k in ("generative_loss", "contrastive_loss", "loss", "grad_norm")
+            if k in values and not math.isfinite(values[k])
+        ]
         if bad and "skipped_updates" not in values:
             raise NonFiniteError(f"step {step}: {', '.join(bad)}; the last checkpoint is kept")
     return found[max(found)]
@@ -177,7 +182,7 @@ def _checked(pending: dict[int, dict]) -> dict[str, float]:
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[Callable[[], bool]]:
     """Yields a function that tells whether SIGTERM or SIGINT has come; a second one stops at once."""
-    came = []
+    came: list[int] = []
 
     def note(number, frame):
         if came:

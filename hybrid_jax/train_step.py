@@ -93,27 +93,31 @@ def make_batch(config, model: hybrid.HybridModel, key: jax.Array, images: jax.Ar
         likelihood = model.constrain(tokens.encode(chosen, spec, palette))
     if model.contrastive:
         recipe = augment.recipe_from_config(config.augment)
-        both = []
-        for view in range(2):
-            view_key, keep_key = jax.random.split(jax.random.fold_in(key, view))
-            patches = tokens.encode(augment.augment(view_key, images, recipe), spec, palette)
-            kept = augment.keep_patches(keep_key, size, spec.num_patches, config.augment.view_keep)
-            both.append((patches if kept is None else jnp.take_along_axis(patches, kept[..., None], 1), kept))
-        views = model.constrain(jnp.stack([both[0][0], both[1][0]], axis=1))
-        keep = None if both[0][1] is None else jnp.stack([both[0][1], both[1][1]], axis=1)
+        pairs = [_make_view(config, spec, jax.random.fold_in(key, view), images, recipe, palette) for view in range(2)]
+        # Axis 1 is the view; a batch axis in front keeps both views of an image on its device.
+        views, keep = jax.tree.map(lambda *pair: model.constrain(jnp.stack(pair, axis=1)), *pairs)
     return Batch(likelihood, views, keep)
 
 
-def generative_loss(model: hybrid.HybridModel, params, likelihood: jax.Array, palette) -> jax.Array:
+def _make_view(config, spec, key: jax.Array, images: jax.Array, recipe, palette):
+    """One augmented view: (B, Q, S) tokens of the patches it keeps, and (B, Q) which those are, or None."""
+    view_key, keep_key = jax.random.split(key)
+    patches = tokens.encode(augment.augment(view_key, images, recipe), spec, palette)
+    kept = augment.keep_patches(keep_key, len(images), spec.num_patches, config.augment.view_keep)
+    return (patches if kept is None else jnp.take_along_axis(patches, kept[..., None], 1)), kept
+
+
+def generative_loss(model: hybrid.HybridModel, params, likelihood: jax.Array | None, palette) -> jax.Array:
     """(L, N, S) tokens -> () mean nats per token."""
-    return -jnp.mean(model.apply({"params": params}, likelihood, palette, method="token_log_prob"))
+    log_prob: Any = model.apply({"params": params}, likelihood, palette, method="token_log_prob")
+    return -jnp.mean(log_prob)
 
 
-def embed_views(model: hybrid.HybridModel, params, views: jax.Array, keep, palette) -> jax.Array:
+def embed_views(model: hybrid.HybridModel, params, views: Any, keep, palette) -> jax.Array:
     """(B, 2, Q, S) tokens of both views -> (B, 2, E) embeddings, in one pass of the encoder."""
     size = views.shape[0]
     flat, kept = jax.tree.map(lambda x: x.reshape(2 * size, *x.shape[2:]), (views, keep))
-    embedded = model.apply({"params": params}, flat, palette, kept, method="view_embedding")
+    embedded: Any = model.apply({"params": params}, flat, palette, kept, method="view_embedding")
     return embedded.reshape(size, 2, -1)
 
 

@@ -107,4 +107,6 @@ def test_token_nll_is_scipys_log_softmax_and_uniform_at_zero():
     logits, tokens = rng.normal(size=(3, 4, 7)).astype(np.float32), rng.integers(0, 7, size=(3, 4))
     want = -np.take_along_axis(scipy.special.log_softmax(logits.astype(np.float64), -1), tokens[..., None], -1)[..., 0]
     np.testing.assert_allclose(token_nll(logits, tokens), want, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(token_nll(jnp.zeros((2, 256), jnp.bfloat16), jnp.array([0, 255])), np.log(256), rtol=1e-6)
+    np.testing.assert_allclose(
+        token_nll(jnp.zeros((2, 256), jnp.bfloat16), jnp.array([0, 255])), np.log(256), rtol=1e-6
+    )

@@ -45,7 +45,7 @@ class Page(HTMLParser):
 def make_model(generative=True, contrastive=True):
     config = default_config()
     config.data.path = HOSTILE
-    flat = lambda images: images.reshape(len(images), -1)[:, ::9].astype(np.float32)  # noqa: E731
+    flat = lambda images: images.reshape(len(images), -1)[:, ::9].astype(np.float32)
     return SimpleNamespace(
         config=config,
         spec=TokenSpec("intensity", 256, 4, 8, 8, 1),
@@ -145,9 +145,7 @@ def test_the_hybrid_with_everything(tmp_path):
 def test_no_labels_no_test_split(tmp_path):
     page, text = render(tmp_path, make_model(), make_data(labels=False, test=False), [])
     assert "nothing was evaluated" in text and "There are no results" in text and "; no labels" in text
-    assert (
-        "Not measured: linear probe (no test split), k-NN (no test split), likelihood (no test split)" in text
-    )
+    assert "Not measured: linear probe (no test split), k-NN (no test split), likelihood (no test split)" in text
     assert "images of the validation split" in text and "agree" not in text
     assert "There is no training log" in text
     assert page.tags.count("img") == 1 + 8 * 7
@@ -223,15 +221,6 @@ def test_details_warn_of_an_edge_and_of_an_unfinished_fit():
     row = {**make_results()[1], "converged": False, "note": HOSTILE}
     text = report_results.table([row])
     assert "the largest C that was tried" in text and "iteration limit" in text and HOSTILE not in text
-
-
-def test_metrics_keep_the_last_of_a_repeated_step_and_skip_broken_lines(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(
-        '{"step": 2, "loss": 1}\n[]\nnull\n{"loss": 3}\n{"step": 1, "loss": 9}\n{"step": 2, "loss": 5}\n{"st'
-    )
-    assert report.read_metrics(path) == [{"step": 1, "loss": 9}, {"step": 2, "loss": 5}]
-    assert report.read_metrics(tmp_path / "absent") == []
 
 
 def test_known_features_are_not_computed_again(tmp_path):

@@ -60,7 +60,14 @@ def gradients(config, mesh, perturb=0.05):
 
 @pytest.mark.parametrize(
     ("arm", "devices", "fsdp"),
-    [("hybrid", 2, 1), ("hybrid", 4, 4), ("hybrid", 8, 1), ("hybrid", 8, 4), ("generative", 8, 4), ("contrastive", 8, 4)],
+    [
+        ("hybrid", 2, 1),
+        ("hybrid", 4, 4),
+        ("hybrid", 8, 1),
+        ("hybrid", 8, 4),
+        ("generative", 8, 4),
+        ("contrastive", 8, 4),
+    ],
 )
 def test_any_mesh_gives_the_same_loss_and_gradients(tiny_config, mesh_of, arm, devices, fsdp):
     config = tiny_config(**ARMS[arm])
@@ -85,7 +92,8 @@ def test_any_mesh_trains_to_the_same_losses(tiny_config, mesh_of, devices, fsdp)
 
 
 @pytest.mark.parametrize(
-    ("arm", "pieces", "devices"), [("hybrid", 4, 1), ("hybrid", 2, 8), ("generative", 4, 1), ("contrastive", 2, 1)]
+    ("arm", "pieces", "devices"),
+    [("hybrid", 4, 1), ("hybrid", 2, 8), ("generative", 4, 1), ("contrastive", 2, 1)],
 )
 def test_accumulation_is_exact(tiny_config, mesh_of, arm, pieces, devices):
     settings = ARMS[arm] | ({"train__likelihood_fraction": 0.5} if arm == "hybrid" else {})

@@ -52,9 +52,7 @@ RECIPES: dict[str, Recipe] = {
 def recipe_from_config(augment) -> Recipe:
     """Returns the named recipe with the strengths that the config overrides."""
     names = [f.name for f in dataclasses.fields(Recipe) if f.name in augment]
-    return dataclasses.replace(
-        RECIPES[augment.recipe], **{n: augment[n] for n in names if augment[n] is not None}
-    )
+    return dataclasses.replace(RECIPES[augment.recipe], **{n: augment[n] for n in names if augment[n] is not None})
 
 
 def augment(key: jax.Array, images: jax.Array, recipe: Recipe) -> jax.Array:
@@ -178,7 +176,7 @@ def gaussian_blur(images: jax.Array, sigma: jax.Array) -> jax.Array:
         padded = jnp.pad(images, pad, mode="reflect")
         size = images.shape[axis]
         shifted = [jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(2 * radius + 1)]
-        images = sum(weights[:, i] * x for i, x in enumerate(shifted))
+        images = jnp.sum(jnp.stack([weights[:, i] * x for i, x in enumerate(shifted)]), axis=0)
     return images
 
 

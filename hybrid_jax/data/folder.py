@@ -37,7 +37,7 @@ class Layout:
         """Returns (n,) int32 labels of images of a split; None if one lies outside the class folders."""
         if self.class_names is None:
             return None
-        index = {class_name: i for i, class_name in enumerate(self.class_names)}
+        index: dict[str | None, int] = {class_name: i for i, class_name in enumerate(self.class_names)}
         labels = [index.get(_class_of(name, split), -1) for name in names]
         return None if -1 in labels else np.array(labels, np.int32)
 
@@ -64,8 +64,9 @@ def scan(path: str) -> Layout:
     by_split = {split: [name for name in names if name.startswith(f"{split}/")] for split in SPLITS}
     splits = {split: found for split, found in by_split.items() if found} or {"train": names}
     first = next(iter(splits))
-    classes = {_class_of(name, first) for name in splits[first]}
-    class_names = None if None in classes or len(classes) < 2 else tuple(sorted(classes))
+    found = {_class_of(name, first) for name in splits[first]}
+    classes = tuple(sorted(name for name in found if name is not None))
+    class_names = classes if None not in found and len(classes) >= 2 else None
     return Layout(root, splits, class_names, len(names) - sum(map(len, splits.values())))
 
 

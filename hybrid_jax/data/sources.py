@@ -125,8 +125,7 @@ def _hold_out(name: str, split: Split, percent: float, data, notes: list[str]) -
         raise reject("data.path", data.path, allowed)
     notes.append(f"{name} split: seeded {percent:g} % of {data.train_split}, {len(held)} images")
     rest, drawn = (
-        Split(split.images[part], None if split.labels is None else split.labels[part])
-        for part in (kept, held)
+        Split(split.images[part], None if split.labels is None else split.labels[part]) for part in (kept, held)
     )
     return rest, drawn
 
@@ -143,7 +142,7 @@ def _fingerprint(splits: tuple[Split | None, ...], class_names: tuple[str, ...] 
 
 
 def _fit_split(images: np.ndarray, labels: np.ndarray, data) -> Split:
-    fitted = folder.fit_images(images, tuple(data.image_size), data.channels)
+    fitted = folder.fit_images(list(images), tuple(data.image_size), data.channels)
     return Split(fitted, labels.astype(np.int32))
 
 
@@ -182,16 +181,17 @@ def _open_fashion_mnist(data) -> _Source:
     stems = {"train": "train", "test": "t10k"}
     files = {split: [root / f"{stem}-{kind}-ubyte.gz" for kind in kinds] for split, stem in stems.items()}
     if all(file.is_file() for pair in files.values() for file in pair):
-        splits = {
-            split: lambda pair=pair: _fit_split(*map(_read_idx, pair), data) for split, pair in files.items()
-        }
+        splits: dict[str, Callable[[], Split]] = {s: partial(_read_idx_split, pair, data) for s, pair in files.items()}
         return _Source(splits, CLASS_NAMES, notes=[f"read from {root}"])
     try:
         return _open_tfds(data)
     except UserError as error:
-        raise UserError(
-            f"{error}; or: apt-get install dataset-fashion-mnist, with data.path empty"
-        ) from error
+        raise UserError(f"{error}; or: apt-get install dataset-fashion-mnist, with data.path empty") from error
+
+
+def _read_idx_split(pair: list[pathlib.Path], data) -> Split:
+    images, labels = map(_read_idx, pair)
+    return _fit_split(images, labels, data)
 
 
 def _read_idx(file: pathlib.Path) -> np.ndarray:
@@ -225,7 +225,7 @@ def _tfds_source(prepared, data) -> _Source:
         images, labels = builder.read_split(prepared, split, tuple(data.image_size), data.channels)
         return Split(images, labels)
 
-    splits = {split: partial(read, split) for split in prepared.info.splits}
+    splits: dict[str, Callable[[], Split]] = {split: partial(read, split) for split in prepared.info.splits}
     return _Source(splits, builder.class_names(prepared), notes=[f"read from {prepared.data_path}"])
 
 

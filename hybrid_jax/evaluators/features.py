@@ -14,7 +14,7 @@ SPLITS = ("train", "validation", "test")
 PIXEL_SIDE = 32
 
 
-class Skipped(Exception):
+class Skipped(Exception):  # noqa: N818 - not an error
     """An evaluator cannot run on this data or this checkpoint; the message is the reason."""
 
 

@@ -41,13 +41,13 @@ def nearest(queries: np.ndarray, bank: np.ndarray, k: int) -> tuple[np.ndarray, 
       (n, k) float32 cosines, descending, and (n, k) int32 rows of the bank; of equal cosines the lower
       row comes first.
     """
-    bank = jnp.asarray(_normalise(bank))
+    unit_bank = jnp.asarray(_normalise(bank))
     cosines, rows = [], []
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         chunk = _normalise(queries[start : start + QUERIES_AT_ONCE])
         # Padding keeps one compiled shape for every chunk.
         padded = np.pad(chunk, ((0, min(QUERIES_AT_ONCE, len(queries)) - len(chunk)), (0, 0)))
-        found = jax.device_get(_top(jnp.asarray(padded), bank, k))
+        found = jax.device_get(_top(jnp.asarray(padded), unit_bank, k))
         cosines.append(found[0][: len(chunk)])
         rows.append(found[1][: len(chunk)])
     return np.concatenate(cosines), np.concatenate(rows)
@@ -64,9 +64,7 @@ def _normalise(x: np.ndarray) -> np.ndarray:
     return (x / np.maximum(length, 1e-12)).astype(np.float32)
 
 
-def classify(
-    queries: np.ndarray, bank: np.ndarray, labels: np.ndarray, k: int, temperature: float
-) -> np.ndarray:
+def classify(queries: np.ndarray, bank: np.ndarray, labels: np.ndarray, k: int, temperature: float) -> np.ndarray:
     """Returns the (n,) labels that the neighbours vote for.
 
     Args:

@@ -86,13 +86,14 @@ def middle(c_values) -> float:
 
 def best_layer(features: FeatureStore, labels: dict[str, np.ndarray], c: float, max_iterations: int) -> str:
     """Returns the layer whose probe is best on validation; see the protocol above."""
-    y, scores = labels["train"][:LAYER_CHOICE_IMAGES], {}
+    y = labels["train"][:LAYER_CHOICE_IMAGES]
+    scores: dict[str, float] = {}
     for name, train in features.layers("train").items():
         parts = {"train": train[:LAYER_CHOICE_IMAGES], "validation": features.layers("validation")[name]}
         x = standardise(parts)
         fitted = fit_logistic(x["train"], y, c, Spectrum.of(x["train"]), max_iterations)
-        scores[name] = np.mean(fitted.predict(x["validation"]) == labels["validation"])
-    return max(scores, key=scores.get)
+        scores[name] = float(np.mean(fitted.predict(x["validation"]) == labels["validation"]))
+    return max(scores, key=lambda name: scores[name])
 
 
 def last_four(names) -> list[str]:
@@ -127,7 +128,7 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
 
     key = {"protocol": PROTOCOL, "data": data.fingerprint, "c_values": grid, "max_iterations": limit}
     name = raw_pixels_name(data.train.images)
-    common = {
+    common: dict[str, object] = {
         "metric": "linear_probe_accuracy",
         "protocol": PROTOCOL,
         "split": "test",
@@ -162,14 +163,11 @@ def _variants(features: FeatureStore, labels: dict[str, np.ndarray], c: float, l
         }
 
     default = row("default", [features.model.default_layer], "default layer")
-    four = last_four(features.layers("train"))
-    four = row("last_four", four, "concatenation of the last four layers")
+    four = row("last_four", last_four(features.layers("train")), "concatenation of the last four layers")
     if "validation" not in labels:
         note = "no labelled validation split: C is the middle of the grid, and no best layer is chosen"
         return [{**default, "note": note}, {**four, "note": note}]
     chosen = best_layer(features, labels, c, limit)
     used = min(LAYER_CHOICE_IMAGES, len(labels["train"]))
-    best = row(
-        "best_layer", [chosen], "best layer by validation", layer_choice_C=c, layer_choice_n_train=used
-    )
+    best = row("best_layer", [chosen], "best layer by validation", layer_choice_C=c, layer_choice_n_train=used)
     return [default, best, four]

@@ -47,7 +47,11 @@ class LinearHead(nn.Module):
         """(B, N, D) states, (B, N, 1) tokens -> (B, N, 1) float32 log-probabilities, nats."""
         del values
         dense = Dense(
-            self.vocab_size, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="logits"
+            self.vocab_size,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.zeros,
+            name="logits",
         )
         return -token_nll(dense(states)[..., None, :], tokens)
 

@@ -146,10 +146,9 @@ class HybridModel(nn.Module):
         self.encoder = Encoder(self.spec, c.width, dtype, {"depth": c.encoder_layers, **common})
         skip = c.decoder_skip and c.encoder_layers > 0
         self.decoder = Decoder(self.spec, c.width, dtype, {"depth": c.decoder_layers, **common}, skip)
-        if self.spec.tokens_per_patch == 1:
-            self.head = LinearHead(self.spec.vocab_size, dtype)
-        else:
-            self.head = MaskedMLPHead(self.spec.vocab_size, c.activation, dtype)
+        linear = self.spec.tokens_per_patch == 1
+        vocab = self.spec.vocab_size
+        self.head = LinearHead(vocab, dtype) if linear else MaskedMLPHead(vocab, c.activation, dtype)
         self.projection = Projection(tuple(c.projection_dims), c.activation, dtype)
 
     def __call__(self, tokens: jax.Array, palette: jax.Array | None) -> None:
@@ -175,9 +174,7 @@ class HybridModel(nn.Module):
         values = tokens_lib.dequantise(tokens, self.spec, palette)
         return self.head(states, tokens, values)
 
-    def view_embedding(
-        self, tokens: jax.Array, palette: jax.Array | None, keep: jax.Array | None = None
-    ) -> jax.Array:
+    def view_embedding(self, tokens: jax.Array, palette: jax.Array | None, keep: jax.Array | None = None) -> jax.Array:
         """Contrastive embedding of views.
 
         Args:

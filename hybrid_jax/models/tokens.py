@@ -33,7 +33,8 @@ class TokenSpec:
         """Returns the spec of a resolved config."""
         model, data = config.model, config.data
         vocab = model.levels if model.token_kind == "intensity" else model.palette_size
-        return cls(model.token_kind, vocab, model.patch_size, *data.image_size, data.channels)
+        height, width = data.image_size
+        return cls(model.token_kind, vocab, model.patch_size, height, width, data.channels)
 
     @property
     def num_patches(self) -> int:
@@ -96,14 +97,16 @@ def encode(images: jax.Array, spec: TokenSpec, palette: jax.Array | None = None)
         return values * spec.vocab_size // 256
     pixels = values.reshape(*values.shape[:2], -1, spec.channels) / 127.5 - 1
     # Differences, not a matrix product: elementwise float32 gives one answer on every device.
-    distance = sum(jnp.square(pixels[..., c, None] - palette[:, c]) for c in range(spec.channels))
+    distance = jnp.zeros(())
+    for c in range(spec.channels):
+        distance = distance + jnp.square(pixels[..., c, None] - _colours(palette)[:, c])
     return jnp.argmin(distance, axis=-1).astype(jnp.int32)
 
 
 def dequantise(tokens: jax.Array, spec: TokenSpec, palette: jax.Array | None = None) -> jax.Array:
     """(..., S) tokens -> (..., S, values_per_token) float32 in [-1, 1]: bin centres or colours."""
     if spec.kind == "palette":
-        return palette[tokens]
+        return _colours(palette)[tokens]
     centre = (tokens + 0.5) * (256 / spec.vocab_size) - 0.5
     return (centre / 127.5 - 1)[..., None].astype(jnp.float32)
 
@@ -115,8 +118,14 @@ def decode(tokens: jax.Array, spec: TokenSpec, palette: jax.Array | None = None)
     """
     if spec.kind == "intensity":
         return unpatchify(jnp.asarray(_middle_values(spec.vocab_size))[tokens], spec)
-    colours = jnp.clip(jnp.round((palette + 1) * 127.5), 0, 255).astype(jnp.uint8)
+    colours = jnp.clip(jnp.round((_colours(palette) + 1) * 127.5), 0, 255).astype(jnp.uint8)
     return unpatchify(colours[tokens].reshape(*tokens.shape[:2], -1), spec)
+
+
+def _colours(palette: jax.Array | None) -> jax.Array:
+    if palette is None:
+        raise ValueError("palette tokens need a palette")
+    return palette
 
 
 def _middle_values(levels: int) -> np.ndarray:

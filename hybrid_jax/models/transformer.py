@@ -85,9 +85,10 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, causal: bool) -> jax.Array:
         """(B, N, D) -> (B, N, D)."""
         b, n, d = x.shape
+        in_init = nn.initializers.lecun_normal()
         out_init = nn.initializers.variance_scaling(0.5 / self.depth, "fan_in", "truncated_normal")
 
-        def dense(features, name, init=nn.initializers.lecun_normal()):
+        def dense(features, name, init=in_init):
             return Dense(features, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)
 
         x = self.constrain(x)

@@ -371,9 +371,7 @@ def test_small_images_are_enlarged(tmp_path):
 def test_fit_images_takes_arrays(shape):
     images = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
     channels = shape[2] if len(shape) == 3 else 1
-    np.testing.assert_array_equal(
-        folder.fit_images(images, (8, 8), channels), images.reshape(2, 8, 8, channels)
-    )
+    np.testing.assert_array_equal(folder.fit_images(images, (8, 8), channels), images.reshape(2, 8, 8, channels))
     assert folder.fit_images(images, (4, 6), 3).shape == (2, 4, 6, 3)
     wide = folder.fit_images(images.astype(np.uint16) * 257, (8, 8), channels)
     np.testing.assert_array_equal(wide, images.reshape(2, 8, 8, channels))

@@ -13,8 +13,7 @@ from hybrid_jax.errors import UserError
 def epoch_batches(seed, epoch, num_images, batch_size):
     steps = pipeline.steps_per_epoch(num_images, batch_size)
     return [
-        pipeline.batch_indices(seed, step, num_images, batch_size)
-        for step in range(epoch * steps, (epoch + 1) * steps)
+        pipeline.batch_indices(seed, step, num_images, batch_size) for step in range(epoch * steps, (epoch + 1) * steps)
     ]
 
 
@@ -60,15 +59,11 @@ def test_the_shared_order_cannot_be_written():
 
 def test_a_batch_larger_than_the_data_is_refused():
     for call in (lambda: pipeline.steps_per_epoch(7, 8), lambda: pipeline.batch_indices(0, 0, 7, 8)):
-        with pytest.raises(
-            UserError, match=r"config.train.batch_size=8: must be at most the 7 training images"
-        ):
+        with pytest.raises(UserError, match=r"config.train.batch_size=8: must be at most the 7 training images"):
             call()
 
 
-@pytest.mark.parametrize(
-    ("total", "percent", "count"), [(100, 10, 10), (3, 10, 1), (1000, 0.1, 1), (4, 99, 4)]
-)
+@pytest.mark.parametrize(("total", "percent", "count"), [(100, 10, 10), (3, 10, 1), (1000, 0.1, 1), (4, 99, 4)])
 def test_hold_out_cuts_all_images_in_two(total, percent, count):
     kept, held = pipeline.hold_out(total, percent)
     assert len(held) == count

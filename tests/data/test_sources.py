@@ -183,8 +183,7 @@ def test_splits_are_disjoint_and_do_not_depend_on_the_seed():
 
 def test_the_test_split_does_not_depend_on_the_validation_split():
     some, none = (
-        sources.load(data_config("digits", image_size=(8, 8), validation_split=share))
-        for share in ("30%", "")
+        sources.load(data_config("digits", image_size=(8, 8), validation_split=share)) for share in ("30%", "")
     )
     np.testing.assert_array_equal(some.test.images, none.test.images)
 
@@ -194,9 +193,7 @@ def test_the_fingerprint_follows_the_data():
         {}, {"validation_split": "20%"}, {"validation_split": ""}, {"test_split": ""}, {"image_size": (7, 8)},
         {"channels": 3},
     ]  # fmt: skip
-    prints = [
-        sources.load(data_config("digits", **{"image_size": (8, 8), **v})).fingerprint for v in variants
-    ]
+    prints = [sources.load(data_config("digits", **{"image_size": (8, 8), **v})).fingerprint for v in variants]
     assert len(set(prints)) == len(variants)
     images = np.zeros((2, 4, 4, 1), np.uint8)
     labels = np.zeros(2, np.int32)
@@ -369,7 +366,4 @@ def test_a_set_that_is_not_prepared_is_never_downloaded(tmp_path):
 )
 def test_an_unknown_name_gets_the_nearest(tmp_path, name, hint):
     allowed = "must be embedded, fashion_mnist, digits, folder or a prepared tfds set"
-    assert (
-        error_of(data_config(name, tmp_path))
-        == f"config.data.name={name!r}: no such data set{hint}; {allowed}"
-    )
+    assert error_of(data_config(name, tmp_path)) == f"config.data.name={name!r}: no such data set{hint}; {allowed}"

@@ -74,7 +74,11 @@ def test_a_missing_config_file_and_a_missing_config(command_line, tmp_path):
 
 
 def test_an_empty_folder_and_an_unreadable_image(command_line, tmp_path):
-    flags = [f"--workdir={tmp_path / 'run'}", "--config.data.name=folder", f"--config.data.path={tmp_path / 'images'}"]
+    flags = [
+        f"--workdir={tmp_path / 'run'}",
+        "--config.data.name=folder",
+        f"--config.data.path={tmp_path / 'images'}",
+    ]
     (tmp_path / "images").mkdir()
     is_one_error_line(command_line(*flags), str(tmp_path / "images"))
     for i in range(40):
@@ -132,7 +136,9 @@ def test_train_then_eval_from_the_workdir_alone(command_line, tmp_path):
     assert json.loads((tmp_path / "eval" / "10.json").read_text()) == first
     assert command_line("--mode=eval", f"--workdir={tmp_path}", "--step=5", config=None).returncode == 0
     assert (tmp_path / "eval" / "5.json").exists()
-    is_one_error_line(command_line("--mode=eval", f"--workdir={tmp_path}", "--step=6", config=None), "--step=6", "5, 10")
+    is_one_error_line(
+        command_line("--mode=eval", f"--workdir={tmp_path}", "--step=6", config=None), "--step=6", "5, 10"
+    )
 
 
 def test_sigterm_saves_and_exits_with_75(tmp_path):

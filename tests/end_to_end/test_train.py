@@ -115,7 +115,10 @@ def test_an_empty_newest_checkpoint_is_damage_and_all_damaged_is_refused(tiny_co
 
 def test_a_loss_that_is_not_finite_stops_names_its_step_and_keeps_the_checkpoint(tiny_config, tmp_path, quiet):
     config = tiny_config(
-        optimizer__learning_rate=1e38, optimizer__clip_norm=0.0, optimizer__warmup_steps=0, train__total_steps=40
+        optimizer__learning_rate=1e38,
+        optimizer__clip_norm=0.0,
+        optimizer__warmup_steps=0,
+        train__total_steps=40,
     )
     with pytest.raises(NonFiniteError, match=r"step \d+: .*loss = (nan|inf)"):
         train.train_and_evaluate(config, tmp_path, quiet[1])

@@ -16,7 +16,7 @@ from hybrid_jax.evaluators import knn
 
 def brute_force(queries, bank, labels, k, temperature):
     """One query at a time, as the definition reads."""
-    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
     answers = []
     for query in unit(queries.astype(np.float64)):
         cosines = unit(bank.astype(np.float64)) @ query
@@ -82,7 +82,7 @@ def test_perfect_features_reach_one_and_random_features_chance():
 
 def case(n_train=1200):
     bank, labels, queries, wanted = digits()
-    image = lambda x: (x * 15).astype(np.uint8).reshape(-1, 8, 8, 1)  # noqa: E731
+    image = lambda x: (x * 15).astype(np.uint8).reshape(-1, 8, 8, 1)
     data = SimpleNamespace(
         train=SimpleNamespace(images=image(bank[:n_train]), labels=labels[:n_train]),
         validation=None,

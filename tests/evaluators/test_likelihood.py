@@ -44,7 +44,7 @@ def test_the_histogram_equals_brute_force(spec, palette, batch_size):
 
 
 def case(spec, palette=None, nats=lambda images: images.mean(axis=(1, 2, 3))):
-    split = lambda images: SimpleNamespace(images=images, labels=None)  # noqa: E731
+    split = lambda images: SimpleNamespace(images=images, labels=None)
     data = SimpleNamespace(train=split(TRAIN), validation=None, test=split(TEST), fingerprint="tiny")
     calls = []
 

@@ -24,8 +24,7 @@ def digits():
     pixels, labels = load_digits(return_X_y=True)
     images = (pixels * 15).astype(np.uint8).reshape(-1, 8, 8, 1)
     splits = {
-        name: SimpleNamespace(images=images[cut], labels=labels[cut].astype(np.int32))
-        for name, cut in CUTS.items()
+        name: SimpleNamespace(images=images[cut], labels=labels[cut].astype(np.int32)) for name, cut in CUTS.items()
     }
     data = SimpleNamespace(**splits, class_names=list("0123456789"), name="digits", fingerprint="digits-8x8")
     return data, {name: (pixels[cut] / 16).astype(np.float32) for name, cut in CUTS.items()}
@@ -55,7 +54,7 @@ class Model:
 
 def digit_model():
     """Blocks 1 to 5 see more and more of the image; the default layer sees half, the decoder all of it."""
-    flat = lambda images: images.reshape(len(images), -1) / 255.0  # noqa: E731
+    flat = lambda images: images.reshape(len(images), -1) / 255.0
     layers = {"embedding": lambda x: flat(x)[:, 24:26]}
     for i in range(1, 6):
         layers[f"encoder/{i}"] = lambda x, i=i: flat(x)[:, 24 : 24 + 2 * i]
@@ -84,16 +83,11 @@ def test_badly_scaled_features_converge_within_the_default_limit():
     y = rng.integers(0, 10, 1000)
     # Correlated columns: scikit-learn needs thousands of steps to this tolerance.
     mixing = rng.normal(size=(30, 30)) * np.logspace(0, -4, 30)
-    x = linear_probe.standardise({"train": (rng.normal(size=(1000, 30)) + y[:, None] * 0.1) @ mixing})[
-        "train"
-    ]
+    x = linear_probe.standardise({"train": (rng.normal(size=(1000, 30)) + y[:, None] * 0.1) @ mixing})["train"]
     fitted = fit_logistic(x, y, 1.0, Spectrum.of(x), 300)
     reference = LogisticRegression(C=1.0, tol=1e-10, max_iter=20_000).fit(x.astype(np.float64), y)
     assert fitted.converged
-    assert (
-        abs(objective(x, y, fitted.weights, fitted.bias) - objective(x, y, *sklearn_weights(reference)))
-        < 1e-4
-    )
+    assert abs(objective(x, y, fitted.weights, fitted.bias) - objective(x, y, *sklearn_weights(reference))) < 1e-4
 
 
 def objective(x, y, weights, bias, c=1.0):

@@ -12,7 +12,9 @@ from hybrid_jax.models import hybrid, tokens
 def setup(config, seed=0):
     model = hybrid.build_model(config)
     params = hybrid.init_params(model, jax.random.key(seed), None)
-    coded = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, model.spec.num_patches, model.spec.tokens_per_patch)))
+    coded = jnp.asarray(
+        np.random.default_rng(0).integers(0, 256, (3, model.spec.num_patches, model.spec.tokens_per_patch))
+    )
     return model, params, coded
 
 
@@ -111,7 +113,10 @@ def test_the_skip_carries_pixels_past_the_features(tiny_config):
 
 def test_without_encoder_layers_the_model_is_a_look_up_and_a_decoder(tiny_config):
     config = tiny_config(
-        model__encoder_layers=0, model__patch_size=1, model__activation="quick_gelu", objective__contrastive_weight=0.0
+        model__encoder_layers=0,
+        model__patch_size=1,
+        model__activation="quick_gelu",
+        objective__contrastive_weight=0.0,
     )
     _, params, _ = setup(config)
     assert set(leaves(params["encoder"])) == {"['patch_embedding']['table']['embedding']"}

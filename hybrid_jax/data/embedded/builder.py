@@ -69,9 +69,7 @@ def open_embedded(path: str) -> tfds.core.DatasetBuilder:
             _prepare(builder)
             builder = FashionMnist12k(data_dir=root)
     except OSError as error:
-        allowed = (
-            f"{root} cannot hold the embedded set ({error.strerror or error}); name a writable directory"
-        )
+        allowed = f"{root} cannot hold the embedded set ({error.strerror or error}); name a writable directory"
         raise reject("data.path", path, allowed) from error
     return _checked(builder)
 
@@ -121,7 +119,7 @@ def open_named(name: str, path: str, others: tuple[str, ...]) -> tfds.core.Datas
         allowed = f"is prepared as {kind}, must be as array_record: {_command(name, other)}"
         raise reject("data.name", name, f"{allowed} and set data.path={other}")
     image = _feature(builder, "image")
-    if len(getattr(image, "shape", ())) != 3 or image.np_dtype not in (np.uint8, np.uint16):
+    if image is None or len(getattr(image, "shape", ())) != 3 or image.np_dtype not in (np.uint8, np.uint16):
         raise reject("data.name", name, "must be a set with a feature `image` of 8 or 16 bits")
     return builder
 

@@ -1,0 +1,35 @@
+"""The hybrid on CIFAR-10, for one accelerator.
+
+python -m hybrid_jax.main --config=configs/cifar10.py --workdir=runs/cifar10
+
+Data: the tfds set `cifar10`, prepared as array_record.
+Hardware: one GPU or a TPU host. Result: not run (shapes are checked by a test).
+"""
+
+from hybrid_jax.config import default_config
+
+
+def get_config():
+    """Returns the config."""
+    config = default_config()
+    config.data.name = "cifar10"
+    config.data.image_size = (32, 32)
+    config.data.channels = 3
+    config.model.patch_size = 4
+    config.model.width = 512
+    config.model.num_heads = 8
+    config.model.encoder_layers = 8
+    config.model.decoder_layers = 4
+    config.model.projection_dims = (1024, 128)
+    config.model.dtype = "bfloat16"
+    config.model.scan_layers = True
+    config.augment.recipe = "simclr"
+    config.train.total_steps = 100_000
+    config.train.batch_size = 512
+    config.train.ema_decay = 0.999
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 5_000
+    config.checkpoint.every_steps = 2_000
+    config.log.every_steps = 100
+    config.eval.every_steps = 20_000
+    return config
