@@ -1,4 +1,9 @@
-"""Quickstart."""
+"""The hybrid on the 12,000 images shipped with the package: what it learns in three minutes on two CPU cores.
+
+python -m hybrid_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+Hardware: any laptop. Result: RESULT
+"""
 
 from hybrid_jax.config import default_config
 
@@ -6,11 +11,15 @@ from hybrid_jax.config import default_config
 def get_config():
     """Returns the config."""
     config = default_config()
-    config.model.width = 64
-    config.model.num_heads = 2
+    # 16 patches instead of 49: a third of the time per image.
+    config.model.patch_size = 7
     config.model.encoder_layers = 3
+    config.objective.contrastive_weight = 0.3
+    config.augment.crop_min_area = 0.5
+    config.augment.view_keep = 0.75
+    config.train.total_steps = 700
     config.train.batch_size = 128
     config.train.likelihood_fraction = 0.5
-    config.train.total_steps = 600
     config.train.ema_decay = 0.99
+    config.optimizer.learning_rate = 3e-3
     return config

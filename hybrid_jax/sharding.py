@@ -1,6 +1,7 @@
 """The mesh, where each array lives on it, and how a host's batch becomes a global array."""
 
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -88,4 +89,8 @@ def global_batch(images: np.ndarray, indices: np.ndarray, mesh: Mesh) -> jax.Arr
     Each process gathers only the rows its devices hold; the result is the same for any number of them.
     """
     shape = (len(indices), *images.shape[1:])
-    return jax.make_array_from_callback(shape, batch_sharding(mesh), lambda index: images[indices[index[0]]])
+
+    def rows(index: Any) -> np.ndarray:
+        return images[indices[index[0]]]
+
+    return jax.make_array_from_callback(shape, batch_sharding(mesh), rows)

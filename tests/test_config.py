@@ -50,6 +50,11 @@ def test_every_field_is_documented_and_its_default_is_allowed():
         assert field.meaning, name
 
 
+def test_the_readme_lists_every_field_as_it_is():
+    readme = (CONFIGS[0].parent.parent / "README.md").read_text()
+    assert config_lib.describe() in readme
+
+
 def test_a_config_survives_json():
     config = config_lib.default_config()
     config.augment.blur = 0.25

@@ -5,6 +5,7 @@ Dimensions: B batch, N patches, S tokens per patch, D width, V vocabulary, Q kep
 
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -169,6 +170,7 @@ class HybridModel(nn.Module):
         Returns:
           (B, N, S) float32, nats, in generation order.
         """
+        chex.assert_shape(tokens, (None, self.spec.num_patches, self.spec.tokens_per_patch))
         encoded, intermediates = self.encoder(tokens, palette, causal=True)
         states, _ = self.decoder(encoded, intermediates["embedding"])
         values = tokens_lib.dequantise(tokens, self.spec, palette)
