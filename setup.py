@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
 
-TEST = ["pytest>=8"]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "tensorboardX>=2.6.2"]
 
 setup(
     name="hybrid_jax",

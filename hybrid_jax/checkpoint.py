@@ -27,6 +27,7 @@ def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
     """Two position-weighted sums of each array's words modulo 2^32; one changed word changes both."""
 
     def one(x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.uint8) if x.dtype == bool else x
         word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
         words = jax.lax.bitcast_convert_type(x.reshape(-1), word).astype(jnp.uint32)
         place = jnp.arange(words.size, dtype=jnp.uint32)
@@ -123,41 +124,46 @@ class Checkpoints:
                     raise ValueError(f"checksum of {path} differs")
         return parts, meta
 
-    def restore_latest(self, state, log: Callable[[str], None] = print):
+    def restore_latest(self, state, accept: Callable[[dict[str, Any]], None], log: Callable[[str], None] = print):
         """Restores the newest undamaged checkpoint into the shape and place of `state`.
 
-        A damaged one is named, set aside as `damaged-<step>` and the one before is tried.
+        Damaged ones are named; once an older one is restored, they are set aside as `damaged-<step>-<n>`.
 
         Args:
           state: TrainState of jax.ShapeDtypeStruct with shardings.
+          accept: sees a checkpoint's meta before its arrays are read; raises UserError to refuse it.
           log: takes the line about a damaged checkpoint.
 
         Returns:
-          (state, meta), or None where the workdir holds no checkpoint.
+          (state, meta), or None where the workdir never had a checkpoint.
 
         Raises:
-          UserError: there are checkpoints, and all of them are damaged.
+          UserError: there are checkpoints and all of them are damaged, or `accept` refuses.
         """
         targets = {name: getattr(state, name) for name in PARTS if getattr(state, name) is not None}
-        steps = self.steps()
-        for step in reversed(steps):
+        damaged: list[int] = []
+        for step in reversed(self.steps()):
             try:
+                accept(self.meta(step))
                 parts, meta = self.restore(step, targets)
             except DamagedError as error:
                 log(str(error))
-                self._set_aside(step)
+                damaged.append(step)
                 continue
+            self._set_aside(damaged)
             # The step is part of the directory's name and of meta; it needs the others' placement.
             at = jax.device_put(np.int32(step), state.step.sharding)
             return state.replace(step=at, **parts), meta
-        if steps:
+        if damaged or any(self._path.glob("damaged-*")):
             raise UserError(f"every checkpoint in {self._path} is damaged: start in another --workdir")
         return None
 
-    def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0:
-            (self._path / str(step)).rename(self._path / f"damaged-{step}")
-        self._manager.reload()
+    def _set_aside(self, steps: list[int]) -> None:
+        for step in steps:
+            number = len(list(self._path.glob(f"damaged-{step}-*")))
+            (self._path / str(step)).rename(self._path / f"damaged-{step}-{number}")
+        if steps:
+            self._manager.reload()
 
     def wait(self) -> None:
         """Returns when all saves are on disk; raises what went wrong in them."""
@@ -177,8 +183,10 @@ def _as_damaged(step: int) -> Iterator[None]:
     # Orbax and TensorStore report damage by many exception types; all of them mean the same here.
     try:
         yield
-    except UserError:
+    except (UserError, MemoryError, PermissionError):
         raise
     except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         raise DamagedError(f"checkpoint {step} is damaged ({reason})") from error

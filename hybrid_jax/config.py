@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -52,7 +53,7 @@ def _sizes(count: int | None = None) -> dict[str, Any]:
     what = "whole numbers" if count is None else f"{count} whole numbers"
 
     def check(value):
-        return len(value) > 0 and count in (None, len(value)) and all(v >= 1 for v in value)
+        return len(value) > 0 and count in (None, len(value)) and all(isinstance(v, int) and v >= 1 for v in value)
 
     return {"allowed": f"must be {what} of at least 1", "check": check}
 
@@ -62,7 +63,13 @@ _RECIPES = ("none", "grey_small", "simclr")
 EVALUATORS = ("linear_probe", "knn", "likelihood")
 
 FIELDS: dict[str, Field] = {
-    "seed": Field(0, "", "seed of initial values, data order and augmentation", **_at_least(0)),
+    "seed": Field(
+        0,
+        "",
+        "seed of initial values, data order and augmentation",
+        allowed="must lie in [0, 2^32)",
+        check=lambda v: 0 <= v < 2**32,
+    ),
     "data.name": Field("embedded", "", "`embedded`, `fashion_mnist`, `digits`, `folder`, or a prepared tfds set"),
     "data.path": Field("", "", "the image folder, or where prepared data sets lie (empty = usual)"),
     "data.image_size": Field((28, 28), "pixels", "height, width; images are resized", **_sizes(2)),
@@ -256,14 +263,27 @@ def validate(config: ml_collections.ConfigDict) -> None:
       UserError: the first field at fault, with its value and what is allowed.
     """
     flat = flatten(config)
+    for name in flat:
+        if name not in FIELDS:
+            raise UserError(f"config.{name}: no such field{nearest(name, FIELDS)}")
     for name, field in FIELDS.items():
         if name not in flat:
             raise UserError(f"config.{name}: missing; start the config from default_config()")
-        value = flat[name]
-        if value is not None and not field.check(value):
-            raise reject(name, value, field.allowed)
+        if not _is_allowed(field, flat[name]):
+            raise reject(name, flat[name], field.allowed)
     _validate_model(config)
     _validate_training(config)
+
+
+def _is_allowed(field: Field, value: Any) -> bool:
+    if value is None:
+        return field.default is None
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    try:
+        return (field.default is None or type(value) is type(field.default)) and field.check(value)
+    except TypeError:
+        return False
 
 
 def _validate_model(config: ml_collections.ConfigDict) -> None:
@@ -293,7 +313,7 @@ def _validate_training(config: ml_collections.ConfigDict) -> None:
     if config.objective.contrastive_weight > 0 and batch < 2:
         raise reject("train.batch_size", batch, "a contrastive batch needs at least 2 images")
     likelihood = likelihood_batch(config)
-    if likelihood < 1 or likelihood % pieces:
+    if config.objective.generative_weight > 0 and (likelihood < 1 or likelihood % pieces):
         allowed = f"gives {likelihood} images; must be a positive multiple of train.microbatches={pieces}"
         raise reject("train.likelihood_fraction", config.train.likelihood_fraction, allowed)
 

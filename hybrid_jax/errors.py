@@ -1,4 +1,7 @@
-"""The one exception that means "the user's mistake"."""
+"""What can go wrong and how it is told: mistakes, preemption, bad numbers, memory."""
+
+import contextlib
+from collections.abc import Iterator
 
 
 class UserError(ValueError):
@@ -19,3 +22,14 @@ class Preempted(Exception):  # noqa: N818 - an event, not an error
 
 class NonFiniteError(RuntimeError):
     """A loss that is not finite; the message names it and its step. Exit code 1."""
+
+
+@contextlib.contextmanager
+def explained_memory(advice: str) -> Iterator[None]:
+    """Turns a device's out-of-memory error into one UserError that says which settings help."""
+    try:
+        yield
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and "Out of memory" not in str(error):
+            raise
+        raise UserError(f"out of memory: {advice}") from error

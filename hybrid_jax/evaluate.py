@@ -11,6 +11,7 @@ import numpy as np
 from hybrid_jax import config as config_lib
 from hybrid_jax import evaluators, inference, report
 from hybrid_jax.data import augment, sources
+from hybrid_jax.errors import UserError, explained_memory
 from hybrid_jax.evaluators.features import FeatureStore
 
 
@@ -22,20 +23,31 @@ def evaluate_and_report(
     log(f"evaluating step {model.step} ...")
     (workdir / "eval").mkdir(exist_ok=True)
     features = FeatureStore(model, data)
-    results = evaluators.evaluate(model, data, config, workdir / "eval", log, features)
+    results = evaluators.evaluate(model, data, config, workdir, log, features)
     for row in results:
         log(summary_line(row))
-    if jax.process_index() == 0:
-        path = workdir / "eval" / f"{model.step}.json"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    # Every process draws it, because features are computed by all of them together; one writes it.
     log(f"report: {report.write_report(workdir, model, data, results, sample_views(config, data), features)}")
-    headline: dict[str, float] = {}
-    for row in results:
-        headline.setdefault(row["metric"], row["value"])
-    return headline
+    # Last, because this file says that the evaluation is complete.
+    path = results_path(workdir, model.step)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return headline(results)
+
+
+def results_path(workdir: str | os.PathLike, step: int) -> pathlib.Path:
+    """Returns where the results of a step's evaluation are written once it is complete."""
+    return pathlib.Path(workdir) / "eval" / f"{step}.json"
+
+
+def headline(results: list[dict]) -> dict[str, float]:
+    """Returns {metric: value of its first result}."""
+    return {row["metric"]: row["value"] for row in reversed(results)}
+
+
+def read_headline(workdir: str | os.PathLike, step: int) -> dict[str, float]:
+    """Returns the headline values of a finished evaluation."""
+    return headline(json.loads(results_path(workdir, step).read_text(encoding="utf-8")))
 
 
 def evaluate_workdir(workdir: str | os.PathLike, step: str | None, eval_section, log: Callable[[str], None] = print):
@@ -57,7 +69,11 @@ def evaluate_workdir(workdir: str | os.PathLike, step: str | None, eval_section,
             config.eval = eval_section
         config_lib.validate(config)
     data = sources.load(config)
-    return evaluate_and_report(model, data, config, workdir, log)
+    if data.fingerprint != model.fingerprint:
+        raise UserError(f"config.data.path={config.data.path!r}: not the data this checkpoint was trained on")
+    evaluators.check(data, config)
+    with explained_memory(f"lower config.eval.batch_size={config.eval.batch_size}"):
+        return evaluate_and_report(model, data, config, workdir, log)
 
 
 def summary_line(row: dict) -> str:

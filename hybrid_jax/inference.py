@@ -1,5 +1,6 @@
 """A trained model for use: features, likelihoods, bits per dimension; needs only a workdir."""
 
+import copy
 import functools
 import math
 import os
@@ -29,17 +30,28 @@ class Model:
       spec: how images become tokens.
       has_likelihood, has_contrastive: which branches exist.
       default_layer: the layer `embed` reads.
+      fingerprint: of the data it was trained on, where known.
     """
 
-    def __init__(self, config, params: Any, palette: jax.Array | None, step: int, mesh: Mesh | None = None):
+    def __init__(
+        self,
+        config,
+        params: Any,
+        palette: jax.Array | None,
+        step: int,
+        mesh: Mesh | None = None,
+        fingerprint: str | None = None,
+    ):
         """Wraps parameters; with a mesh, batches are cut over it."""
         self.config, self.params, self.palette, self.step = config, params, palette, step
         self._mesh = mesh
+        self._compiled: dict[str, Callable] = {}
         constrain = {} if mesh is None else {"constrain": sharding.constrain_batch(mesh)}
         self._module = hybrid.build_model(config, **constrain)
         self.spec = self._module.spec
         self.has_likelihood, self.has_contrastive = self._module.generative, self._module.contrastive
         self.default_layer = hybrid.default_layer(config)
+        self.fingerprint = fingerprint
 
     def embed(self, images: np.ndarray, layer: str | None = None) -> np.ndarray:
         """Features: the mean over positions of a layer.
@@ -55,12 +67,13 @@ class Model:
           UserError: images of another shape or dtype, or no such layer.
         """
         layer = layer or self.default_layer
-        found = self._run(self._one_layer(layer), images)
-        return found
+        if layer not in self.layers:
+            raise UserError(f"layer {layer!r}: must be one of {', '.join(self.layers)}")
+        return self._run(layer, lambda t, palette, m: m.features(t, palette)[layer], images)
 
     def features(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Every layer's features: {name: (B, D) float32}, from the first to the last layer."""
-        found = self._run(self._all_layers, images)
+        found = self._run("*", lambda t, palette, m: m.features(t, palette), images)
         # Compiled functions return dicts in alphabetical order.
         return {name: found[name] for name in self.layers}
 
@@ -83,7 +96,7 @@ class Model:
         """
         if not self.has_likelihood:
             raise UserError("this checkpoint has no likelihood: it was trained with objective.generative_weight=0")
-        return self._run(self._token_log_prob, images)
+        return self._run("token_log_prob", lambda t, palette, m: m.token_log_prob(t, palette), images)
 
     def log_prob(self, images: np.ndarray) -> np.ndarray:
         """(B, H, W, C) uint8 -> (B,) float32, nats per image; of the tokens, where those are coarser."""
@@ -99,19 +112,11 @@ class Model:
             raise UserError("bits_per_dim: palette tokens are lossy; use log_prob, in nats")
         return -self.log_prob(images) / (math.prod(self.spec.image_shape) * math.log(2))
 
-    @functools.cached_property
-    def _token_log_prob(self) -> Callable:
-        return self._compile(lambda t, palette, m: m.token_log_prob(t, palette))
-
-    @functools.cached_property
-    def _all_layers(self) -> Callable:
-        return self._compile(lambda t, palette, m: m.features(t, palette))
-
-    @functools.cache  # noqa: B019 - one model holds a handful of compiled functions
-    def _one_layer(self, layer: str) -> Callable:
-        if layer not in self.layers:
-            raise UserError(f"layer {layer!r}: must be one of {', '.join(self.layers)}")
-        return self._compile(lambda t, palette, m: m.features(t, palette)[layer])
+    def updated(self, params: Any, step: int) -> "Model":
+        """Returns the same model with other parameters; what is compiled is shared."""
+        other = copy.copy(self)
+        other.params, other.step = params, step
+        return other
 
     def _compile(self, method: Callable) -> Callable:
         """Returns a jitted (params, palette, images) -> outputs, whole on every device."""
@@ -124,8 +129,11 @@ class Model:
             return jax.jit(function)
         return jax.jit(function, out_shardings=sharding.replicated(self._mesh))
 
-    def _run(self, function: Callable, images: np.ndarray):
-        """Applies a compiled function batch by batch; the last batch is padded, so shapes are few."""
+    def _run(self, name: str, method: Callable, images: np.ndarray):
+        """Applies a method batch by batch; the last batch is padded, so that compiled shapes are few."""
+        if name not in self._compiled:
+            self._compiled[name] = self._compile(method)
+        function = self._compiled[name]
         images = np.asarray(images)
         if images.ndim != 4 or images.shape[1:] != self.spec.image_shape or images.dtype != np.uint8:
             want = f"(B, {', '.join(map(str, self.spec.image_shape))}) uint8"
@@ -143,10 +151,9 @@ class Model:
         return jax.tree.map(lambda *x: np.concatenate(x)[: len(images)], *outputs)
 
 
-def from_state(config, state, mesh: Mesh | None) -> Model:
-    """Returns the model of a train state."""
-    params = state.params if state.ema_params is None else state.ema_params
-    return Model(config, params, state.palette, int(state.step), mesh)
+def used_params(state) -> Any:
+    """Returns the parameters of a train state that are used: their moving average where there is one."""
+    return state.params if state.ema_params is None else state.ema_params
 
 
 def load(workdir: str | os.PathLike, step: int | str | None = None, log: Callable[[str], None] = print) -> Model:
@@ -197,4 +204,4 @@ def _load_step(checkpoints: Checkpoints, step: int) -> Model:
     part = "ema_params" if config.train.ema_decay > 0 else "params"
     targets[part] = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
     parts, meta = checkpoints.restore(step, targets)
-    return Model(config, parts[part], parts.get("palette"), meta["step"])
+    return Model(config, parts[part], parts.get("palette"), meta["step"], fingerprint=meta["fingerprint"])

@@ -53,6 +53,9 @@ def parse(argv: list[str]) -> None:
     for path in (word.removeprefix("--config=") for word in argv if word.startswith("--config=")):
         if not os.path.isfile(path):
             raise UserError(f"--config={path}: no such file; the experiments are in configs/")
+    if {"--help", "-h", "-help", "--helpfull", "-?"} & set(argv):
+        print(f"{__doc__}\n{flags.FLAGS.main_module_help()}")
+        sys.exit(0)
     try:
         rest = flags.FLAGS(argv)
     except Exception as error:  # both raise many types while they parse
@@ -80,6 +83,9 @@ def main() -> None:
         sys.exit(2)
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         sys.exit(1)
     except Preempted as event:
         print(event, file=sys.stderr)

@@ -27,7 +27,9 @@ class MetricsWriter:
         except ImportError:
             self._board = None
         else:
-            self._board = SummaryWriter(str(workdir), purge_step=start_step + 1 if start_step else None)
+            # The suffix keeps two files of one second apart.
+            purge, suffix = (start_step + 1, f".{start_step}") if start_step else (None, "")
+            self._board = SummaryWriter(str(workdir), purge_step=purge, filename_suffix=suffix)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes the metrics of one step; the loss of an absent branch is null."""

@@ -7,7 +7,6 @@ from the user (names, classes, config) is escaped.
 import html
 import pathlib
 
-import jax
 import numpy as np
 
 from hybrid_jax import config as config_lib
@@ -56,8 +55,9 @@ def write_report(
         f"<pre>{html.escape(config_lib.to_json(model.config))}</pre></details>",
     ]
     path = workdir / "report.html"
-    if jax.process_index() == 0:
-        path.write_text(_PAGE.format(title=title, style=_STYLE, body="\n".join(body)), "utf-8")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(_PAGE.format(title=title, style=_STYLE, body="\n".join(body)), "utf-8")
+    temporary.replace(path)
     return path
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from hybrid_jax.config import likelihood_batch
 from hybrid_jax.errors import reject
 
 # Both axes share the batch; parameters and optimizer state are cut over `fsdp`.
@@ -34,8 +35,8 @@ def make_mesh(config) -> Mesh:
     if batch % (devices * pieces):
         allowed = f"must be divisible by {devices} devices x train.microbatches={pieces}"
         raise reject("train.batch_size", batch, allowed)
-    likelihood = round(batch * config.train.likelihood_fraction)
-    if likelihood % (devices * pieces):
+    likelihood = likelihood_batch(config)
+    if config.objective.generative_weight > 0 and likelihood % (devices * pieces):
         allowed = f"gives {likelihood} images; must be divisible by {devices} devices x train.microbatches={pieces}"
         raise reject("train.likelihood_fraction", config.train.likelihood_fraction, allowed)
     return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)

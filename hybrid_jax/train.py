@@ -1,7 +1,6 @@
 """The training loop, from top to bottom: data, mesh, state, then steps with logs, saves, evaluations."""
 
 import contextlib
-import json
 import math
 import os
 import pathlib
@@ -12,13 +11,12 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from hybrid_jax import checkpoint, sharding, train_step
+from hybrid_jax import checkpoint, evaluators, inference, sharding, train_step
 from hybrid_jax import config as config_lib
 from hybrid_jax import metrics as metrics_lib
 from hybrid_jax.data import pipeline, sources
-from hybrid_jax.errors import NonFiniteError, Preempted, UserError, reject
-from hybrid_jax.evaluate import evaluate_and_report
-from hybrid_jax.inference import from_state
+from hybrid_jax.errors import NonFiniteError, Preempted, UserError, explained_memory, reject
+from hybrid_jax.evaluate import evaluate_and_report, read_headline, results_path
 from hybrid_jax.models import tokens
 
 Log = Callable[[str], None]
@@ -44,107 +42,120 @@ def train_and_evaluate(config, workdir: str | os.PathLike, log: Log = print) -> 
     """
     config_lib.validate(config)
     workdir = pathlib.Path(workdir)
+    if jax.process_count() > 1:
+        raise UserError(f"{jax.process_count()} processes: this version trains in one process")
     mesh = sharding.make_mesh(config)
-    _refuse_other_config(config, workdir)
     data = sources.load(config)
     pipeline.steps_per_epoch(len(data.train.images), config.train.batch_size)
-    _claim_workdir(config, workdir)
-    with _explained_memory(config), _stop_requests() as stop_requested:
-        return _run(config, workdir, data, mesh, stop_requested, log)
+    evaluators.check(data, config)
+    _create(workdir)
+    advice = (
+        f"lower config.train.batch_size={config.train.batch_size} or config.model.width={config.model.width}, raise "
+        f"config.train.microbatches={config.train.microbatches}, or set config.model.remat=True"
+    )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(explained_memory(advice))
+        stop_requested = stack.enter_context(_stop_requests())
+        checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(workdir, config)))
+        state, start = _restore_or_init(config, checkpoints, data, mesh, log)
+        _write_config(config, workdir)
+        _log_setup(config, data, mesh, state, start, log)
+        writer = stack.enter_context(contextlib.closing(metrics_lib.MetricsWriter(workdir, start)))
+        return _run(config, workdir, data, mesh, state, start, checkpoints, writer, stop_requested, log)
 
 
-def _run(config, workdir: pathlib.Path, data, mesh, stop_requested: Callable[[], bool], log: Log) -> dict[str, float]:
-    checkpoints = checkpoint.Checkpoints(workdir, config)
-    state, start = _restore_or_init(config, checkpoints, data, mesh, log)
-    _log_setup(config, data, mesh, state, start, log)
-    step_fn = train_step.make_train_step(config, mesh)
-    compare = _gradient_comparison(config, mesh)
-    writer = metrics_lib.MetricsWriter(workdir, start)
+def _run(config, workdir, data, mesh, state, start, checkpoints, writer, stop_requested, log) -> dict[str, float]:
+    """The loop: evaluate what was saved, take a batch, step, log, save."""
+    step_fn, compare = train_step.make_train_step(config, mesh), _gradient_comparison(config, mesh, log)
+    model = inference.Model(config, None, state.palette, start, mesh)
     clock = _Clock(config, start)
     total, pending, last = config.train.total_steps, {}, {}
+
+    def evaluate(state) -> dict[str, float]:
+        trained = model.updated(inference.used_params(state), int(state.step))
+        with clock.paused(), explained_memory(f"lower config.eval.batch_size={config.eval.batch_size}"):
+            results = evaluate_and_report(trained, data, config, workdir, log)
+        writer.scalars(int(state.step), results)
+        return results
+
     if start < total:
         log("compiling the train step (once) ...")
     for step in range(start, total):
-        done = step + 1
-        logs = done in (1, total) or done % config.log.every_steps == 0
-        saves = done == total or done % config.checkpoint.every_steps == 0
-        evaluates = config.eval.every_steps > 0 and done % config.eval.every_steps == 0 and done < total
+        # Here, not after the save, so that a run stopped in between evaluates when it resumes.
+        due = config.eval.every_steps > 0 and step > 0 and step % config.eval.every_steps == 0
+        if due and not results_path(workdir, step).exists():
+            evaluate(state)
         indices = pipeline.batch_indices(config.seed, step, len(data.train.images), config.train.batch_size)
         images = sharding.global_batch(data.train.images, indices, mesh)
+        done = step + 1
+        logs = done in (1, total) or done % config.log.every_steps == 0
         # Before the step, which donates the state.
         gradients = compare(state, images) if logs and compare else {}
         state, pending[done] = step_fn(state, images)
         # At most two steps in flight: a stop request is answered soon, and batches do not pile up.
         jax.block_until_ready(pending.get(done - 1))
-        stops = stop_requested()
-        if logs or saves or evaluates or stops:
-            values = _checked(pending)
+        stops = stop_requested() and done < total
+        evaluates = config.eval.every_steps > 0 and done % config.eval.every_steps == 0
+        saves = stops or evaluates or done == total or done % config.checkpoint.every_steps == 0
+        if logs or saves:
+            values = _checked(pending, config.train.skip_nonfinite)
             pending = {}
         if logs:
             last = values | {k: float(v) for k, v in jax.device_get(gradients).items()} | clock.rates(done)
             writer.write(done, last)
             log(metrics_lib.progress_line(done, total, last, clock.seconds_left(done)))
-        # Saved only after the losses up to here were seen to be finite.
-        if saves or stops:
+        # Only after all losses up to here were seen to be finite.
+        if saves:
             checkpoints.save(state, config, data.fingerprint)
-        if stops and done < total:
-            checkpoints.close()
+        if stops:
             raise Preempted(f"stopped at step {done}, which is saved; the same command continues")
-        if evaluates:
-            with clock.paused():
-                results = evaluate_and_report(from_state(config, state, mesh), data, config, workdir, log)
-            writer.scalars(done, results)
     checkpoints.wait()
-    if config.eval.every_steps >= 0:
-        last |= _final_evaluation(config, workdir, state, data, mesh, writer, log)
-    writer.close()
-    checkpoints.close()
-    return last
+    if results_path(workdir, total).exists() and start == total:
+        log(f"already trained and evaluated; --mode=eval evaluates again; report: {workdir / 'report.html'}")
+        return _last_metrics(workdir) | read_headline(workdir, total)
+    return (last or _last_metrics(workdir)) | (evaluate(state) if config.eval.every_steps >= 0 else {})
 
 
-def _final_evaluation(config, workdir: pathlib.Path, state, data, mesh, writer, log: Log) -> dict[str, float]:
-    step = int(state.step)
-    if (workdir / "eval" / f"{step}.json").exists() and (workdir / "report.html").exists():
-        log(f"already trained and evaluated at step {step}: {workdir / 'report.html'}")
-        return {}
-    results = evaluate_and_report(from_state(config, state, mesh), data, config, workdir, log)
-    writer.scalars(step, results)
-    return results
+def _last_metrics(workdir: pathlib.Path) -> dict[str, float]:
+    return {k: v for k, v in metrics_lib.read(workdir)[-1].items() if k != "step" and v is not None}
 
 
-def _refuse_other_config(config, workdir: pathlib.Path) -> None:
-    """Raises UserError where the workdir has a checkpoint of a config that this one contradicts."""
-    path = workdir / "config.json"
-    if not path.exists() or not checkpoint.directory(workdir).exists():
-        return
-    try:
-        before = config_lib.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except json.JSONDecodeError as error:
-        raise UserError(f"--workdir={workdir}: config.json is not JSON ({error})") from error
-    wrong = config_lib.contradictions(before, config)
-    if wrong:
-        raise UserError("; ".join(wrong) + "; choose another --workdir")
-
-
-def _claim_workdir(config, workdir: pathlib.Path) -> None:
-    """Creates the workdir and writes `config.json`."""
-    try:
+def _create(workdir: pathlib.Path) -> None:
+    with _writable(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            temporary = workdir / "config.tmp"
-            temporary.write_text(config_lib.to_json(config), encoding="utf-8")
-            temporary.replace(workdir / "config.json")
+        (workdir / "checkpoints").mkdir(exist_ok=True)
+
+
+def _write_config(config, workdir: pathlib.Path) -> None:
+    with _writable(workdir):
+        temporary = workdir / "config.tmp"
+        temporary.write_text(config_lib.to_json(config), encoding="utf-8")
+        temporary.replace(workdir / "config.json")
+
+
+@contextlib.contextmanager
+def _writable(workdir: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
 
 
 def _restore_or_init(config, checkpoints: checkpoint.Checkpoints, data, mesh, log: Log):
     """Returns (state, steps done): the newest good checkpoint's, else fresh ones."""
-    restored = checkpoints.restore_latest(train_step.abstract_state(config, mesh), log)
-    if restored is not None:
-        state, meta = restored
+
+    def accept(meta: dict) -> None:
+        wrong = config_lib.contradictions(config_lib.from_dict(meta["config"]), config)
+        if wrong:
+            raise UserError("; ".join(wrong) + "; choose another --workdir")
         if meta["fingerprint"] != data.fingerprint:
             raise UserError(f"config.data.path={config.data.path!r}: not the data this workdir was trained on")
+        if meta["step"] > config.train.total_steps:
+            raise reject("train.total_steps", config.train.total_steps, f"the workdir is at step {meta['step']}")
+
+    restored = checkpoints.restore_latest(train_step.abstract_state(config, mesh), accept, log)
+    if restored is not None:
+        state, meta = restored
         log(f"resuming from checkpoint {meta['step']}")
         return state, meta["step"]
     palette = None
@@ -156,36 +167,39 @@ def _restore_or_init(config, checkpoints: checkpoint.Checkpoints, data, mesh, lo
     return train_step.init_state(config, mesh, palette), 0
 
 
-def _gradient_comparison(config, mesh):
+def _gradient_comparison(config, mesh, log: Log):
     both = config.objective.generative_weight > 0 and config.objective.contrastive_weight > 0
-    return train_step.make_gradient_comparison(config, mesh) if both and config.log.gradients else None
+    if not (both and config.log.gradients):
+        return None
+    if config.train.microbatches > 1:
+        log("log.gradients: left out, it would need the memory of a whole batch (train.microbatches > 1)")
+        return None
+    return train_step.make_gradient_comparison(config, mesh)
 
 
-def _checked(pending: dict[int, dict]) -> dict[str, float]:
+def _checked(pending: dict[int, dict], tolerated: int) -> dict[str, float]:
     """Returns the newest metrics as floats.
 
     Raises:
-      NonFiniteError: the first step whose loss or gradient is not finite.
+      NonFiniteError: the first step whose loss or norms are not finite, unless its update was skipped and
+        no more than `tolerated` updates in a row were.
     """
     found = {step: {k: float(v) for k, v in m.items()} for step, m in jax.device_get(pending).items()}
     for step, values in sorted(found.items()):
-        bad = [
-            f"{k} = {values[k]}"
-            for k in ("generative_loss", "contrastive_loss", "loss", "grad_norm")
-            if k in values and not math.isfinite(values[k])
-        ]
-        if bad and "skipped_updates" not in values:
+        bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
+        if bad and not 0 < values.get("skipped_in_a_row", 0) <= tolerated:
             raise NonFiniteError(f"step {step}: {', '.join(bad)}; the last checkpoint is kept")
     return found[max(found)]
 
 
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether SIGTERM or SIGINT has come; a second one stops at once."""
+    """Yields a function that tells whether SIGTERM or SIGINT has come; a second SIGINT stops at once."""
     came: list[int] = []
 
     def note(number, frame):
-        if came:
+        # Schedulers repeat SIGTERM; only a second Ctrl-C means that saving is not wanted either.
+        if number == signal.SIGINT and signal.SIGINT in came:
             raise KeyboardInterrupt
         came.append(number)
 
@@ -198,21 +212,6 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _explained_memory(config) -> Iterator[None]:
-    """Turns a device's out-of-memory error into one line about the settings that help."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) and "Out of memory" not in str(error):
-            raise
-        raise UserError(
-            f"out of memory: lower config.train.batch_size={config.train.batch_size} or config.model.width="
-            f"{config.model.width}, or raise config.train.microbatches={config.train.microbatches}, or set "
-            "config.model.remat=True"
-        ) from error
 
 
 class _Clock:

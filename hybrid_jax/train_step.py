@@ -89,7 +89,7 @@ def make_batch(config, model: hybrid.HybridModel, key: jax.Array, images: jax.Ar
     likelihood = views = keep = None
     if model.generative:
         count = likelihood_batch(config)
-        chosen = images if count == size else images[jnp.arange(count) * size // count]
+        chosen = images if count == size else images[np.arange(count) * size // count]
         likelihood = model.constrain(tokens.encode(chosen, spec, palette))
     if model.contrastive:
         recipe = augment.recipe_from_config(config.augment)
@@ -110,7 +110,8 @@ def _make_view(config, spec, key: jax.Array, images: jax.Array, recipe, palette)
 def generative_loss(model: hybrid.HybridModel, params, likelihood: jax.Array | None, palette) -> jax.Array:
     """(L, N, S) tokens -> () mean nats per token."""
     log_prob: Any = model.apply({"params": params}, likelihood, palette, method="token_log_prob")
-    return -jnp.mean(log_prob)
+    # Image by image first: one running float32 sum over all tokens of a batch would lose digits.
+    return -jnp.mean(jnp.mean(log_prob, axis=(1, 2)))
 
 
 def embed_views(model: hybrid.HybridModel, params, views: Any, keep, palette) -> jax.Array:
@@ -219,6 +220,7 @@ def make_train_step(config, mesh: Mesh) -> Callable[[TrainState, jax.Array], tup
         }
         if config.train.skip_nonfinite > 0:
             metrics["skipped_updates"] = opt_state.total_notfinite.astype(jnp.float32)
+            metrics["skipped_in_a_row"] = opt_state.notfinite_count.astype(jnp.float32)
         ema = _moving_average(config, state.ema_params, params, state.step)
         return TrainState(state.step + 1, params, ema, opt_state, state.palette), metrics
 

@@ -52,6 +52,11 @@ def _permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
     return order
 
 
+def mixed_order(num_images: int) -> np.ndarray:
+    """Returns a permutation, (num_images,) int64, always the same for the same number."""
+    return np.random.default_rng(_SPLIT_SEED).permutation(num_images)
+
+
 def hold_out(num_images: int, percent: float) -> tuple[np.ndarray, np.ndarray]:
     """Draws a share of at least one image, always the same for the same arguments.
 
@@ -59,5 +64,5 @@ def hold_out(num_images: int, percent: float) -> tuple[np.ndarray, np.ndarray]:
       kept, held: int64 indices in rising order; disjoint, together all images. `kept` may be empty.
     """
     count = min(num_images, max(1, round(num_images * percent / 100)))
-    order = np.random.default_rng(_SPLIT_SEED).permutation(num_images)
+    order = mixed_order(num_images)
     return np.sort(order[count:]), np.sort(order[:count])

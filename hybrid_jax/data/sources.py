@@ -83,8 +83,18 @@ def load(config) -> DataSet:
         train, validation = _hold_out("validation", train, share, data, source.notes)
     elif data.validation_split:
         validation = source.splits[data.validation_split]()
+    if share and "validation" in source.splits:
+        source.notes.append("the data's own split `validation` is left out: data.validation_split is a share of train")
+    train = _mixed(train)
+    validation, test = (None if split is None else _mixed(split) for split in (validation, test))
     fingerprint = _fingerprint((train, validation, test), source.class_names)
     return DataSet(data.name, train, validation, test, source.class_names, fingerprint, tuple(source.notes))
+
+
+def _mixed(split: Split) -> Split:
+    """The same images in a fixed random order: the first of them are a sample, not the first class."""
+    order = pipeline.mixed_order(len(split.images))
+    return Split(split.images[order], None if split.labels is None else split.labels[order])
 
 
 def _validation_percent(text: str) -> float:

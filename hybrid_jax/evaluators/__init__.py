@@ -15,6 +15,12 @@ EVALUATORS: dict[str, Evaluator] = {
 }
 
 
+def check(data, config) -> None:
+    """Raises UserError at once for a setting that the data cannot serve, rather than after training."""
+    if "knn" in config.eval.evaluators:
+        knn.check(data, config)
+
+
 def evaluate(
     model,
     data,

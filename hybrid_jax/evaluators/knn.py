@@ -83,6 +83,13 @@ def classify(queries: np.ndarray, bank: np.ndarray, labels: np.ndarray, k: int, 
     return classes[np.argmax(votes.reshape(-1, len(classes)), axis=1)]
 
 
+def check(data, config) -> None:
+    """Raises UserError where `eval.knn.k` asks for more neighbours than there are labelled training images."""
+    k, count = config.eval.knn.k, len(data.train.images)
+    if data.train.labels is not None and k > count:
+        raise reject("eval.knn.k", k, f"must be at most the {count} training images")
+
+
 def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     """Runs the protocol on the default layer, the training split as the bank.
 
@@ -100,8 +107,7 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     """
     data, settings = features.data, config.eval.knn
     train, test = (require_split(data, split, labels=True) for split in ("train", "test"))
-    if settings.k > len(train.images):
-        raise reject("eval.knn.k", settings.k, f"must be at most the {len(train.images)} training images")
+    check(data, config)
 
     def hits(queries: np.ndarray, bank: np.ndarray) -> np.ndarray:
         return classify(queries, bank, train.labels, settings.k, settings.temperature) == test.labels

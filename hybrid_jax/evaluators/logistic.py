@@ -111,4 +111,4 @@ def fit_logistic(
         start = np.zeros((d + 1) * k)
         found = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
     v = found.x.reshape(d + 1, k).astype(np.float32)
-    return LogisticRegression(classes, change @ v[:-1], v[-1], int(found.nit), found.nit < max_iterations)
+    return LogisticRegression(classes, change @ v[:-1], v[-1], int(found.nit), bool(found.success))

@@ -8,6 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import threadpoolctl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,4 +160,6 @@ def fit_palette(images: np.ndarray, size: int, seed: int = 0, sample: int = 100_
     if distinct < size:
         raise ValueError(f"{distinct} distinct colours, fewer than the palette's {size}")
     means = KMeans(size, n_init=1, random_state=seed, max_iter=50)
-    return means.fit(chosen / 127.5 - 1).cluster_centers_.astype(np.float32)
+    # Several threads would add partial sums in no fixed order.
+    with threadpoolctl.threadpool_limits(1):
+        return means.fit(chosen / 127.5 - 1).cluster_centers_.astype(np.float32)

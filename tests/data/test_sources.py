@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from hybrid_jax import config as config_lib
-from hybrid_jax.data import sources
+from hybrid_jax.data import pipeline, sources
 from hybrid_jax.data.embedded import CLASS_NAMES
 from hybrid_jax.errors import UserError
 
@@ -49,7 +49,7 @@ def tfds_dir(tmp_path_factory):
     code = """
 import sys
 from hybrid_jax import config as config_lib
-from hybrid_jax.data import sources
+from hybrid_jax.data import pipeline, sources
 slow = {"PIL", "sklearn", "tensorflow_datasets", "jax"} & set(sys.modules)
 data = sources.load(config_lib.default_config())
 print(data.fingerprint, "tensorflow" in sys.modules, sorted(slow))
@@ -78,14 +78,21 @@ def test_processes_prepare_at_once_without_tensorflow_or_noise(tfds_dir, embedde
     assert [path.name for path in tfds_dir.glob("fashion*/*")] == ["1.0.0"]
 
 
-def test_embedded_is_the_shipped_file_in_its_order(embedded):
+def in_file_order(split):
+    """The split before its images were mixed."""
+    order = np.argsort(pipeline.mixed_order(len(split.images)))
+    return sources.Split(split.images[order], split.labels[order])
+
+
+def test_embedded_is_the_shipped_file_in_mixed_order(embedded):
+    train, validation, test = map(in_file_order, (embedded.train, embedded.validation, embedded.test))
     with np.load(NPZ) as arrays:
-        np.testing.assert_array_equal(embedded.test.images[..., 0], arrays["test_images"])
-        np.testing.assert_array_equal(embedded.test.labels, arrays["test_labels"])
+        np.testing.assert_array_equal(test.images[..., 0], arrays["test_images"])
+        np.testing.assert_array_equal(test.labels, arrays["test_labels"])
         held = np.isin(np.arange(10_000), _held_out(10_000))
-        np.testing.assert_array_equal(embedded.train.images[..., 0], arrays["train_images"][~held])
-        np.testing.assert_array_equal(embedded.validation.images[..., 0], arrays["train_images"][held])
-        np.testing.assert_array_equal(embedded.validation.labels, arrays["train_labels"][held])
+        np.testing.assert_array_equal(train.images[..., 0], arrays["train_images"][~held])
+        np.testing.assert_array_equal(validation.images[..., 0], arrays["train_images"][held])
+        np.testing.assert_array_equal(validation.labels, arrays["train_labels"][held])
     for split in (embedded.train, embedded.validation, embedded.test):
         assert (split.images.dtype, split.labels.dtype) == (np.uint8, np.int32)
     assert embedded.train.images.shape == (9000, 28, 28, 1)
@@ -101,11 +108,12 @@ def test_embedded_is_the_beginning_of_fashion_mnist(embedded):
     full = sources.load(data_config("fashion_mnist", validation_split=""))
     assert (full.train.images.shape, full.test.images.shape) == ((60_000, 28, 28, 1), (10_000, 28, 28, 1))
     assert full.class_names == embedded.class_names
-    np.testing.assert_array_equal(full.test.images[:2000], embedded.test.images)
-    np.testing.assert_array_equal(full.test.labels[:2000], embedded.test.labels)
+    train, test = in_file_order(full.train), in_file_order(full.test)
     with np.load(NPZ) as arrays:
-        np.testing.assert_array_equal(full.train.images[:10_000, ..., 0], arrays["train_images"])
-        np.testing.assert_array_equal(full.train.labels[:10_000], arrays["train_labels"])
+        np.testing.assert_array_equal(test.images[:2000, ..., 0], arrays["test_images"])
+        np.testing.assert_array_equal(test.labels[:2000], arrays["test_labels"])
+        np.testing.assert_array_equal(train.images[:10_000, ..., 0], arrays["train_images"])
+        np.testing.assert_array_equal(train.labels[:10_000], arrays["train_labels"])
 
 
 def test_the_licence_goes_with_the_data(tfds_dir):
@@ -250,7 +258,9 @@ def idx_dir(tmp_path):
 def test_idx_files(idx_dir):
     data = sources.load(data_config("fashion_mnist", idx_dir))
     assert [len(s.images) for s in (data.train, data.validation, data.test)] == [18, 2, 10]
-    assert data.test.labels.tolist() == list(range(10))
+    assert in_file_order(data.test).labels.tolist() == list(range(10))
+    # The first of a split are a sample of it, not its first class.
+    assert data.test.labels.tolist() != list(range(10))
     assert data.notes[0] == f"read from {idx_dir}"
     large = sources.load(data_config("fashion_mnist", idx_dir, image_size=(16, 20), channels=3))
     assert large.train.images.shape == (18, 16, 20, 3)

@@ -1,15 +1,18 @@
 """train_and_evaluate on real digits: resume, restore elsewhere, damage, loading."""
 
+import dataclasses
 import json
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import hybrid_jax
 from hybrid_jax import checkpoint, inference, metrics, train
 from hybrid_jax.errors import NonFiniteError, Preempted, UserError
+from hybrid_jax.evaluate import evaluate_workdir
 
 
 def final_params(workdir):
@@ -46,7 +49,8 @@ def test_ten_steps_are_five_a_restore_and_five_more(tiny_config, tmp_path, quiet
     rows = metrics.read(tmp_path / "parts")
     assert [row["step"] for row in rows] == list(range(1, 11))
     # A finished run is not run again, and says so.
-    assert train.train_and_evaluate(config, tmp_path / "parts", log) == {}
+    finished = train.train_and_evaluate(config, tmp_path / "parts", log)
+    assert finished["loss"] == again["loss"]
 
 
 def _interrupt_after(config, workdir, steps):
@@ -108,23 +112,96 @@ def test_an_empty_newest_checkpoint_is_damage_and_all_damaged_is_refused(tiny_co
         for file in (tmp_path / "checkpoints" / step).rglob("*"):
             if file.is_file():
                 file.unlink()
-    with pytest.raises(UserError, match="damaged"):
-        train.train_and_evaluate(config, tmp_path, log)
-    assert sum("damaged" in line for line in lines) == 2
+    for _ in range(2):
+        lines.clear()
+        with pytest.raises(UserError, match="damaged"):
+            train.train_and_evaluate(config, tmp_path, log)
+        assert sum("damaged" in line for line in lines) == 2
 
 
-def test_a_loss_that_is_not_finite_stops_names_its_step_and_keeps_the_checkpoint(tiny_config, tmp_path, quiet):
-    config = tiny_config(
-        optimizer__learning_rate=1e38,
-        optimizer__clip_norm=0.0,
-        optimizer__warmup_steps=0,
-        train__total_steps=40,
-    )
-    with pytest.raises(NonFiniteError, match=r"step \d+: .*loss = (nan|inf)"):
-        train.train_and_evaluate(config, tmp_path, quiet[1])
-    kept = checkpoint.Checkpoints(tmp_path)
-    for step in kept.steps():
-        assert np.isfinite(np.concatenate([x.ravel() for x in jax.tree.leaves(final_params(tmp_path))])).all(), step
+def _poison(monkeypatch, at):
+    """Makes the training images' embedding NaN in the steps `at`, through the parameters it is computed from."""
+    make = train.train_step.make_train_step
+
+    def poisoned(config, mesh):
+        step = make(config, mesh)
+
+        def run(state, images):
+            if int(state.step) + 1 in at:
+                kept = jax.tree.map(jnp.copy, state.params)
+                bad = state.replace(params=jax.tree.map(lambda x: x * jnp.nan, state.params))
+                state, metrics = step(bad, images)
+                return state.replace(params=kept), metrics
+            return step(state, images)
+
+        return run
+
+    monkeypatch.setattr(train.train_step, "make_train_step", poisoned)
+
+
+def test_a_loss_that_is_not_finite_stops_names_its_step_and_keeps_the_checkpoint(
+    tiny_config, tmp_path, quiet, monkeypatch
+):
+    _poison(monkeypatch, at={7})
+    with pytest.raises(NonFiniteError, match=r"step 7: .*loss = nan"):
+        train.train_and_evaluate(tiny_config(), tmp_path, quiet[1])
+    assert checkpoint.Checkpoints(tmp_path).steps() == [5]
+    assert np.isfinite(np.concatenate([x.ravel() for x in jax.tree.leaves(final_params(tmp_path))])).all()
+
+
+def test_skipped_updates_are_tolerated_up_to_their_number_in_a_row(tiny_config, tmp_path, quiet, monkeypatch):
+    _poison(monkeypatch, at={6, 7})
+    config = tiny_config(train__skip_nonfinite=2, log__every_steps=1)
+    assert train.train_and_evaluate(config, tmp_path / "two", quiet[1])["skipped_updates"] == 2
+    assert [row["skipped_updates"] for row in metrics.read(tmp_path / "two")] == [0] * 5 + [1] + [2] * 4
+    with pytest.raises(NonFiniteError, match="step 7"):
+        train.train_and_evaluate(tiny_config(train__skip_nonfinite=1), tmp_path / "one", quiet[1])
+
+
+def test_a_run_that_saved_nothing_may_be_corrected(tiny_config, tmp_path, quiet):
+    settings = {"model__token_kind": "palette", "train__total_steps": 1}
+    with pytest.raises(UserError, match="palette_size"):
+        train.train_and_evaluate(tiny_config(model__palette_size=100, **settings), tmp_path, quiet[1])
+    train.train_and_evaluate(tiny_config(model__palette_size=4, **settings), tmp_path, quiet[1])
+
+
+def test_another_config_or_other_data_is_refused_and_sets_nothing_aside(tiny_config, tmp_path, quiet, monkeypatch):
+    train.train_and_evaluate(tiny_config(train__total_steps=1), tmp_path, quiet[1])
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match=r"model\.width=32"):
+        train.train_and_evaluate(tiny_config(train__total_steps=1, model__width=32), tmp_path, quiet[1])
+    load = train.sources.load
+    monkeypatch.setattr(train.sources, "load", lambda config: dataclasses.replace(load(config), fingerprint="other"))
+    with pytest.raises(UserError, match="not the data"):
+        train.train_and_evaluate(tiny_config(train__total_steps=1), tmp_path, quiet[1])
+    with pytest.raises(UserError, match="not the data"):
+        evaluate_workdir(tmp_path, None, None, quiet[1])
+    assert checkpoint.Checkpoints(tmp_path).steps() == [1]
+
+
+def test_an_evaluation_that_a_stop_prevented_is_made_up_for(tiny_config, tmp_path, quiet):
+    config = tiny_config(eval__every_steps=4, eval__evaluators=("likelihood",), log__every_steps=1)
+    _interrupt_after(config, tmp_path, 4)
+    assert not (tmp_path / "eval" / "4.json").exists()
+    result = train.train_and_evaluate(config, tmp_path, quiet[1])
+    assert sorted(p.name for p in (tmp_path / "eval").iterdir()) == ["10.json", "4.json", "8.json"]
+    assert result["bits_per_dim"] > 0
+
+
+@pytest.mark.parametrize("settings", [
+    {"model__view_attention": "causal", "augment__view_keep": 1.0},
+    {"model__dtype": "bfloat16", "model__scan_layers": True, "model__remat": True, "model__encoder_layers": 2},
+    {"model__encoder_layers": 0, "objective__contrastive_weight": 0.0, "model__patch_size": 1,
+     "model__activation": "quick_gelu"},
+])  # fmt: skip
+def test_other_shapes_of_the_model_train_load_and_embed(tiny_config, tmp_path, mesh_of, monkeypatch, quiet, settings):
+    monkeypatch.setattr(train.sharding, "make_mesh", lambda config: mesh_of(4, 2))
+    last = train.train_and_evaluate(tiny_config(train__total_steps=2, **settings), tmp_path, quiet[1])
+    assert np.isfinite(last["loss"])
+    model = hybrid_jax.load(tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)).astype(np.uint8)
+    assert model.embed(images).shape == (3, 16) and np.isfinite(model.log_prob(images)).all()
+    assert model.default_layer == ("encoder" if model.config.model.encoder_layers else "decoder/1")
 
 
 def test_load_needs_only_the_workdir_and_gives_every_answer(tiny_config, tmp_path, quiet):

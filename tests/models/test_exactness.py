@@ -1,5 +1,6 @@
 """The likelihood is exact: it sums to one, is causal to the bit, and depends on tokens only."""
 
+import functools
 import itertools
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 
 from hybrid_jax.models import hybrid, tokens
 
@@ -18,12 +20,15 @@ CASES = [
 ]
 
 
-def trained(tiny_config, kind, levels, patch, image_size=(4, 2), steps=12):
+@functools.cache
+def trained(kind, levels, patch, image_size=(4, 2), steps=12):
     """A model after a few steps on random images, so that no layer is at its initial zeros."""
-    config = tiny_config(
-        data__image_size=image_size, model__patch_size=patch, model__token_kind=kind, model__levels=levels,
-        model__palette_size=levels, model__width=8, model__encoder_layers=1, objective__contrastive_weight=0.0,
-    )  # fmt: skip
+    config = tiny.get_config()
+    config.data.image_size = image_size
+    config.model.patch_size, config.model.token_kind = patch, kind
+    config.model.levels = config.model.palette_size = levels
+    config.model.width = 8
+    config.objective.contrastive_weight = 0.0
     model = hybrid.build_model(config)
     palette = jnp.linspace(-1, 1, levels)[:, None] if kind == "palette" else None
     params = hybrid.init_params(model, jax.random.key(0), palette)
@@ -48,8 +53,8 @@ def trained(tiny_config, kind, levels, patch, image_size=(4, 2), steps=12):
 
 
 @pytest.mark.parametrize(("kind", "levels", "patch"), CASES)
-def test_probabilities_of_all_images_sum_to_one(tiny_config, kind, levels, patch):
-    model, log_prob, _ = trained(tiny_config, kind, levels, patch)
+def test_probabilities_of_all_images_sum_to_one(kind, levels, patch):
+    model, log_prob, _ = trained(kind, levels, patch)
     count = model.spec.num_patches * model.spec.tokens_per_patch
     every = np.array(list(itertools.product(range(levels), repeat=count)), np.int32)
     every = every.reshape(-1, model.spec.num_patches, model.spec.tokens_per_patch)
@@ -59,8 +64,8 @@ def test_probabilities_of_all_images_sum_to_one(tiny_config, kind, levels, patch
 
 
 @pytest.mark.parametrize(("kind", "levels", "patch"), CASES)
-def test_a_token_changes_nothing_before_it_to_the_bit(tiny_config, kind, levels, patch):
-    model, log_prob, _ = trained(tiny_config, kind, levels, patch)
+def test_a_token_changes_nothing_before_it_to_the_bit(kind, levels, patch):
+    model, log_prob, _ = trained(kind, levels, patch)
     shape = (1, model.spec.num_patches, model.spec.tokens_per_patch)
     rng = np.random.default_rng(1)
     base = rng.integers(0, levels, shape).astype(np.int32)
@@ -76,8 +81,8 @@ def test_a_token_changes_nothing_before_it_to_the_bit(tiny_config, kind, levels,
 
 
 @pytest.mark.parametrize(("kind", "levels", "patch"), CASES)
-def test_equal_tokens_give_equal_bits_whatever_the_pixels(tiny_config, kind, levels, patch):
-    model, log_prob, palette = trained(tiny_config, kind, levels, patch)
+def test_equal_tokens_give_equal_bits_whatever_the_pixels(kind, levels, patch):
+    model, log_prob, palette = trained(kind, levels, patch)
     rng = np.random.default_rng(2)
     images = rng.integers(0, 256, (5, 4, 2, 1)).astype(np.uint8)
     coded = tokens.encode(images, model.spec, palette)
@@ -98,9 +103,9 @@ def test_an_untrained_model_is_uniform(tiny_config, levels, patch):
     np.testing.assert_allclose(log_prob, -np.log(levels), rtol=0, atol=1e-5)
 
 
-def test_a_factorised_vocabulary_with_invalid_codes_sums_to_one(tiny_config):
+def test_a_factorised_vocabulary_with_invalid_codes_sums_to_one():
     # 5 levels in factors of 2 x 4: three of the eight codes are invalid. One patch of 2x2 pixels: 5^4 images.
-    model, log_prob, _ = trained(tiny_config, "intensity", 5, 2, image_size=(2, 2))
+    model, log_prob, _ = trained("intensity", 5, 2, image_size=(2, 2))
     every = np.array(list(itertools.product(range(5), repeat=4)), np.int32)[:, None, :]
     assert model.spec.tokens_per_patch == 4
     assert abs(np.exp(np.asarray(log_prob(every), np.float64).sum((1, 2))).sum() - 1) < 1e-4
