@@ -4,7 +4,7 @@ python -m hybrid_jax.main --config=configs/imagenet64.py --workdir=runs/imagenet
 
 Data: the tfds set `downsampled_imagenet/64x64`, prepared as array_record; it has no labels, so the evaluators
 that need them are skipped.
-Hardware: 64 or more accelerators. Result: not run (shapes are checked by a test).
+Hardware: 64 or more accelerators, which takes several hosts. Result: not run (shapes are checked by a test).
 """
 
 from hybrid_jax.config import default_config

@@ -112,10 +112,12 @@ class Model:
             raise UserError("bits_per_dim: palette tokens are lossy; use log_prob, in nats")
         return -self.log_prob(images) / (math.prod(self.spec.image_shape) * math.log(2))
 
-    def updated(self, params: Any, step: int) -> "Model":
-        """Returns the same model with other parameters; what is compiled is shared."""
+    def with_state(self, state) -> "Model":
+        """Returns the same model with a train state's parameters; what is compiled is shared."""
         other = copy.copy(self)
-        other.params, other.step = params, step
+        # The moving average where there is one.
+        other.params = state.params if state.ema_params is None else state.ema_params
+        other.palette, other.step = state.palette, int(state.step)
         return other
 
     def _compile(self, method: Callable) -> Callable:
@@ -149,11 +151,6 @@ class Model:
             chunk = images[rows] if self._mesh is None else sharding.global_batch(images, rows, self._mesh)
             outputs.append(jax.device_get(function(self.params, self.palette, chunk)))
         return jax.tree.map(lambda *x: np.concatenate(x)[: len(images)], *outputs)
-
-
-def used_params(state) -> Any:
-    """Returns the parameters of a train state that are used: their moving average where there is one."""
-    return state.params if state.ema_params is None else state.ema_params
 
 
 def load(workdir: str | os.PathLike, step: int | str | None = None, log: Callable[[str], None] = print) -> Model:

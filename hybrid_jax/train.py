@@ -67,14 +67,13 @@ def train_and_evaluate(config, workdir: str | os.PathLike, log: Log = print) -> 
 def _run(config, workdir, data, mesh, state, start, checkpoints, writer, stop_requested, log) -> dict[str, float]:
     """The loop: evaluate what was saved, take a batch, step, log, save."""
     step_fn, compare = train_step.make_train_step(config, mesh), _gradient_comparison(config, mesh, log)
-    model = inference.Model(config, None, state.palette, start, mesh)
+    model = inference.Model(config, None, None, start, mesh)
     clock = _Clock(config, start)
     total, pending, last = config.train.total_steps, {}, {}
 
     def evaluate(state) -> dict[str, float]:
-        trained = model.updated(inference.used_params(state), int(state.step))
         with clock.paused(), explained_memory(f"lower config.eval.batch_size={config.eval.batch_size}"):
-            results = evaluate_and_report(trained, data, config, workdir, log)
+            results = evaluate_and_report(model.with_state(state), data, config, workdir, log)
         writer.scalars(int(state.step), results)
         return results
 
@@ -117,7 +116,8 @@ def _run(config, workdir, data, mesh, state, start, checkpoints, writer, stop_re
 
 
 def _last_metrics(workdir: pathlib.Path) -> dict[str, float]:
-    return {k: v for k, v in metrics_lib.read(workdir)[-1].items() if k != "step" and v is not None}
+    rows = metrics_lib.read(workdir)
+    return {k: v for k, v in rows[-1].items() if k != "step" and v is not None} if rows else {}
 
 
 def _create(workdir: pathlib.Path) -> None:

@@ -55,7 +55,7 @@ def mesh_of():
 def command_line():
     """Returns run(*flags, **tiny): the real command in its own process, on the tiny digits config."""
 
-    def run(*flags: str, config: str | None = "tests/tiny.py", environment=None, **popen):
+    def run(*flags: str, config: str | None = "tests/tiny.py", environment=None, timeout=300):
         command = [
             sys.executable,
             "-m",
@@ -64,8 +64,8 @@ def command_line():
             *flags,
         ]
         return subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=300,
-            env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"} | (environment or {}), **popen,
+            command, cwd=ROOT, capture_output=True, text=True, timeout=timeout,
+            env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"} | (environment or {}),
         )  # fmt: skip
 
     return run

@@ -242,8 +242,11 @@ def test_a_contrastive_checkpoint_has_no_likelihood_and_says_so(tiny_config, tmp
 
 
 def test_a_palette_run_stores_its_palette(tiny_config, tmp_path, quiet):
-    config = tiny_config(model__token_kind="palette", model__palette_size=8, train__total_steps=2)
-    train.train_and_evaluate(config, tmp_path, quiet[1])
+    config = tiny_config(
+        model__token_kind="palette", model__palette_size=8, train__total_steps=2, eval__every_steps=1,
+        eval__evaluators=("likelihood",),
+    )  # fmt: skip
+    assert train.train_and_evaluate(config, tmp_path, quiet[1])["nats_per_token"] > 0
     model = hybrid_jax.load(tmp_path)
     assert model.palette.shape == (8, 1)
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1)).astype(np.uint8)
