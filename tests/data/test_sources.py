@@ -266,7 +266,11 @@ def test_idx_files(idx_dir):
     assert large.train.images.shape == (18, 16, 20, 3)
 
 
-@pytest.mark.parametrize("content", [b"", b"text", gzip.compress(b"\0\0\x08\x03\0\0"), gzip.compress(b"")])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"text", gzip.compress(b"\0\0\x08\x03\0\0"), gzip.compress(b"")],
+    ids=["empty", "no gzip", "cut header", "empty gzip"],
+)
 def test_damaged_idx_files(idx_dir, content):
     file = idx_dir / "train-images-idx3-ubyte.gz"
     for damaged in (content, file.read_bytes()[:-200]):

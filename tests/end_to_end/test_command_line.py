@@ -19,7 +19,7 @@ from hybrid_jax import metrics
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
-def is_one_error_line(result, *words):
+def assert_one_error_line(result, *words):
     lines = [line for line in result.stderr.splitlines() if line.strip()]
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
@@ -61,20 +61,20 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_gets_one_line_and_exit_code_2(command_line, tmp_path, name):
     flags, words = MISTAKES[name]
-    is_one_error_line(command_line(f"--workdir={tmp_path / 'run'}", *flags), *words)
+    assert_one_error_line(command_line(f"--workdir={tmp_path / 'run'}", *flags), *words)
 
 
 def test_the_batch_must_divide_by_the_devices(command_line, tmp_path):
     result = command_line(
         f"--workdir={tmp_path}", "--config.train.batch_size=10", environment={"JAX_NUM_CPU_DEVICES": "4"}
     )
-    is_one_error_line(result, "train.batch_size=10", "4 devices")
+    assert_one_error_line(result, "train.batch_size=10", "4 devices")
 
 
 def test_a_missing_config_file_and_a_missing_config(command_line, tmp_path):
-    is_one_error_line(command_line(f"--workdir={tmp_path}", config="configs/quikstart.py"), "configs/quikstart.py")
-    is_one_error_line(command_line(f"--workdir={tmp_path}", config=None), "--config")
-    is_one_error_line(command_line(), "--workdir")
+    assert_one_error_line(command_line(f"--workdir={tmp_path}", config="configs/quikstart.py"), "configs/quikstart.py")
+    assert_one_error_line(command_line(f"--workdir={tmp_path}", config=None), "--config")
+    assert_one_error_line(command_line(), "--workdir")
 
 
 def test_an_empty_folder_and_an_unreadable_image(command_line, tmp_path):
@@ -84,24 +84,24 @@ def test_an_empty_folder_and_an_unreadable_image(command_line, tmp_path):
         f"--config.data.path={tmp_path / 'images'}",
     ]
     (tmp_path / "images").mkdir()
-    is_one_error_line(command_line(*flags), str(tmp_path / "images"))
+    assert_one_error_line(command_line(*flags), str(tmp_path / "images"))
     for i in range(40):
         pixels = np.random.default_rng(i).integers(0, 256, (9, 12), np.uint8)
         PIL.Image.fromarray(pixels).save(tmp_path / "images" / f"{i:02}.png")
     (tmp_path / "images" / "07.png").write_bytes(b"not an image")
-    is_one_error_line(command_line(*flags), "07.png")
+    assert_one_error_line(command_line(*flags), "07.png")
     assert command_line(*flags, "--config.data.on_error=skip", "--config.train.total_steps=1").returncode == 0
 
 
 def test_an_empty_workdir_cannot_be_evaluated(command_line, tmp_path):
-    is_one_error_line(command_line("--mode=eval", f"--workdir={tmp_path}", config=None), str(tmp_path), "train")
+    assert_one_error_line(command_line("--mode=eval", f"--workdir={tmp_path}", config=None), str(tmp_path), "train")
 
 
 def test_a_workdir_of_another_config_is_refused_field_by_field(command_line, tmp_path):
     assert command_line(f"--workdir={tmp_path}", "--config.train.total_steps=1").returncode == 0
     before = sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*"))
     result = command_line(f"--workdir={tmp_path}", "--config.model.width=32", "--config.seed=1")
-    is_one_error_line(result, "model.width=32", "16", "seed=1")
+    assert_one_error_line(result, "model.width=32", "16", "seed=1")
     assert sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*")) == before
     # What may change, may: a longer run continues.
     assert command_line(f"--workdir={tmp_path}", "--config.train.total_steps=2").returncode == 0
@@ -110,12 +110,12 @@ def test_a_workdir_of_another_config_is_refused_field_by_field(command_line, tmp
 
 def test_a_workdir_that_is_a_file(command_line, tmp_path):
     (tmp_path / "file").write_text("")
-    is_one_error_line(command_line(f"--workdir={tmp_path / 'file'}"), "--workdir")
+    assert_one_error_line(command_line(f"--workdir={tmp_path / 'file'}"), "--workdir")
 
 
 def test_running_out_of_memory_names_the_settings_that_help(command_line, tmp_path):
     result = command_line(f"--workdir={tmp_path}", "--config.model.width=4000000", "--config.model.num_heads=1")
-    is_one_error_line(result, "out of memory", "model.width=4000000", "train.batch_size", "train.microbatches")
+    assert_one_error_line(result, "out of memory", "model.width=4000000", "train.batch_size", "train.microbatches")
 
 
 def test_config_mode_prints_every_field(command_line):
@@ -140,7 +140,7 @@ def test_train_then_eval_from_the_workdir_alone(command_line, tmp_path):
     assert json.loads((tmp_path / "eval" / "10.json").read_text()) == first
     assert command_line("--mode=eval", f"--workdir={tmp_path}", "--step=5", config=None).returncode == 0
     assert (tmp_path / "eval" / "5.json").exists()
-    is_one_error_line(
+    assert_one_error_line(
         command_line("--mode=eval", f"--workdir={tmp_path}", "--step=6", config=None), "--step=6", "5, 10"
     )
 
