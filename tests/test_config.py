@@ -83,3 +83,18 @@ def test_contradictions_name_what_may_not_change():
 def test_validate_wants_every_field():
     with pytest.raises(UserError, match="missing"):
         config_lib.validate(ml_collections.ConfigDict({"seed": 0}))
+
+
+def test_the_names_a_field_allows_are_those_that_exist():
+    from hybrid_jax import evaluators, losses, optim
+    from hybrid_jax.data import augment
+    from hybrid_jax.models import transformer
+
+    for name, known in {
+        "augment.recipe": augment.RECIPES,
+        "objective.contrastive": losses.CONTRASTIVE,
+        "optimizer.name": optim.OPTIMIZERS,
+        "model.activation": transformer.ACTIVATIONS,
+    }.items():
+        assert config_lib.FIELDS[name].allowed == f"must be one of {', '.join(known)}"
+    assert tuple(evaluators.EVALUATORS) == config_lib.EVALUATORS
