@@ -15,4 +15,4 @@ def test_the_quickstart_learns_the_likelihood_and_features(command_line, tmp_pat
     assert likelihood["value"] < min(likelihood["floor"].values()) - 0.8
     probes = {row["variant"]: row["value"] for row in rows if row["metric"] == "linear_probe_accuracy"}
     assert probes["default"] > 0.78 and probes["last_four"] > 0.80
-    assert "worse than its floor" in (tmp_path / "report.html").read_text()
+    assert "raw pixels" in (tmp_path / "report.html").read_text()
