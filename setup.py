@@ -24,6 +24,7 @@ setup(
         "array-record>=0.8.1",
         "chex>=0.1.90",
         "flax>=0.12.0",
+        "google-crc32c>=1.5",
         "importlib-resources>=6.0",  # tensorflow-datasets imports it without declaring it
         "jax>=0.10.0",
         "matplotlib>=3.9",

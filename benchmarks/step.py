@@ -176,7 +176,8 @@ def _images(config) -> jax.Array:
 def _palette(config):
     if config.model.token_kind != "palette":
         return None
-    return np.random.default_rng(0).uniform(-1, 1, (config.model.palette_size, config.data.channels)).astype(np.float32)
+    colours = np.random.default_rng(0).uniform(-1, 1, (config.model.palette_size, config.data.channels))
+    return tokens.Palette.from_colours(colours)
 
 
 def _key(config, step: int) -> jax.Array:

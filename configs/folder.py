@@ -17,7 +17,7 @@ def get_config():
     config.data.channels = 3
     config.model.patch_size = 8
     config.model.encoder_layers = 3
-    config.augment.recipe = "simclr"
+    config.augment.recipe = "simclr_cifar"
     config.augment.crop_min_area = 0.3
     config.augment.view_keep = 0.75
     config.objective.contrastive_weight = 0.3

@@ -19,7 +19,6 @@ import orbax.checkpoint as ocp
 from hybrid_jax.errors import UserError
 
 FORMAT_VERSION = 1
-PARTS = ("params", "ema_params", "opt_state", "palette")
 
 
 @jax.jit
@@ -80,7 +79,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        parts = {name: getattr(state, name) for name in PARTS if getattr(state, name) is not None}
+        parts = state.saved()
         meta = {
             "format_version": FORMAT_VERSION,
             "step": step,
@@ -140,7 +139,7 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints and all of them are damaged, or `accept` refuses.
         """
-        targets = {name: getattr(state, name) for name in PARTS if getattr(state, name) is not None}
+        targets = state.saved()
         damaged: list[int] = []
         for step in reversed(self.steps()):
             try:
@@ -153,7 +152,7 @@ class Checkpoints:
             self._set_aside(damaged)
             # The step is part of the directory's name and of meta; it needs the others' placement.
             at = jax.device_put(np.int32(step), state.step.sharding)
-            return state.replace(step=at, **parts), meta
+            return state.restored(at, parts), meta
         if damaged or any(self._path.glob("damaged-*")):
             raise UserError(f"every checkpoint in {self._path} is damaged: start in another --workdir")
         return None

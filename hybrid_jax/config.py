@@ -63,7 +63,7 @@ _POSITIVE: dict[str, Any] = {
     "check": lambda v: len(v) > 0 and all(c > 0 for c in v),
 }
 _STRENGTH = "; empty = the recipe's own"
-_RECIPES = ("none", "grey_small", "simclr")
+_RECIPES = ("none", "crop_flip", "grey_small", "simclr", "simclr_cifar", "moco_v2", "moco_v3")
 EVALUATORS = ("linear_probe", "few_label", "knn", "likelihood")
 
 FIELDS: dict[str, Field] = {
@@ -83,6 +83,11 @@ FIELDS: dict[str, Field] = {
         "10%", "", "a split, or a share of the training split that is held out (never trained on)"
     ),
     "data.test_split": Field("test", "", "the split that final figures are computed on"),
+    "data.labelled_split": Field(
+        "", "", "the split that probes learn from (a share may be held out); empty = the training split"
+    ),
+    "data.memory_gib": Field(8.0, "GiB", "a larger split stays on disk and is read batch by batch", **_at_least(0)),
+    "data.cache": Field("", "", "where decoded images are kept; empty = the user's cache folder"),
     "data.on_error": Field(
         "stop", "", "`stop` at an unreadable image file, or `skip` and count it", **_one_of("stop", "skip")
     ),
@@ -100,7 +105,13 @@ FIELDS: dict[str, Field] = {
         allowed="must lie in [2, 256]",
         check=lambda v: 2 <= v <= 256,
     ),
-    "model.palette_size": Field(512, "colours", "palette colours (k-means on the data)", **_at_least(2)),
+    "model.palette_size": Field(
+        512,
+        "colours",
+        "palette colours (k-means on the data)",
+        allowed="must lie in [2, 65536]",
+        check=lambda v: 2 <= v <= 65536,
+    ),
     "model.width": Field(96, "features", "width of both transformers", **_at_least(1)),
     "model.num_heads": Field(3, "", "attention heads; divides the width", **_at_least(1)),
     "model.encoder_layers": Field(4, "blocks", "depth of the encoder; 0 = a look-up only", **_at_least(0)),
@@ -131,7 +142,7 @@ FIELDS: dict[str, Field] = {
     "objective.temperature": Field(
         0.2, "", "divides cosines in the contrastive loss", allowed="must be above 0", check=lambda v: v > 0
     ),
-    "augment.recipe": Field("grey_small", "", "how views are made", **_one_of(*_RECIPES)),
+    "augment.recipe": Field("grey_small", "", f"how views are made: {', '.join(_RECIPES)}", **_one_of(*_RECIPES)),
     "augment.view_keep": Field(
         0.5, "share of patches", "patches that each view keeps, drawn at random", **_share(low_open=True)
     ),
@@ -140,9 +151,10 @@ FIELDS: dict[str, Field] = {
     "augment.brightness": Field(None, "", f"factor drawn from 1 -/+ this{_STRENGTH}", **_share()),
     "augment.contrast": Field(None, "", f"factor drawn from 1 -/+ this{_STRENGTH}", **_share()),
     "augment.saturation": Field(None, "", f"factor drawn from 1 -/+ this (colour){_STRENGTH}", **_share()),
-    "augment.hue": Field(None, "turns", f"rotation drawn from -/+ this (colour){_STRENGTH}", **_share()),
+    "augment.hue": Field(None, "turns", f"shift of the hue drawn from -/+ this (colour){_STRENGTH}", **_share()),
     "augment.grayscale": Field(None, "probability", f"removal of colour{_STRENGTH}", **_share()),
     "augment.blur": Field(None, "probability", f"Gaussian blur{_STRENGTH}", **_share()),
+    "augment.solarize": Field(None, "probability", f"inversion of values from 128 up{_STRENGTH}", **_share()),
     "train.total_steps": Field(1000, "steps", "length of the run, the only clock", **_at_least(1)),
     "train.batch_size": Field(256, "images", "global images per step", **_at_least(1)),
     "train.microbatches": Field(1, "", "passes a batch is cut into; the contrastive batch stays whole", **_at_least(1)),
@@ -180,6 +192,9 @@ FIELDS: dict[str, Field] = {
         allowed=f"must be taken from {', '.join(EVALUATORS)}",
         check=lambda v: set(v) <= set(EVALUATORS),
     ),
+    "eval.max_images": Field(
+        100_000, "images", "images of a split that evaluators see, drawn at random from a larger one", **_at_least(1)
+    ),
     "eval.batch_size": Field(500, "images", "images per evaluation batch", **_at_least(1)),
     "eval.linear_probe.c_values": Field(
         (0.01, 0.1, 1.0, 10.0), "", "inverse L2 strengths tried on validation", **_POSITIVE
@@ -212,7 +227,8 @@ FIELDS: dict[str, Field] = {
 }
 
 # A resumed run may change these; every other field must stay as the workdir's.
-MAY_CHANGE = ("train.total_steps", "mesh.", "log.", "eval.", "checkpoint.", "data.path")
+_WHERE = ("data.path", "data.cache", "data.memory_gib")
+MAY_CHANGE = ("train.total_steps", "mesh.", "log.", "eval.", "checkpoint.", *_WHERE)
 
 
 def default_config() -> ml_collections.ConfigDict:

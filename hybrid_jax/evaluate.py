@@ -6,12 +6,13 @@ import pathlib
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hybrid_jax import config as config_lib
 from hybrid_jax import evaluators, inference, report
 from hybrid_jax.data import augment, sources
-from hybrid_jax.errors import UserError, explained_memory
+from hybrid_jax.errors import explained_memory
 from hybrid_jax.evaluators.features import FeatureStore
 from hybrid_jax.metrics import headline, results_path
 from hybrid_jax.report_views import SampleViews
@@ -23,6 +24,9 @@ def evaluate_and_report(
     """Runs config.eval.evaluators and writes their results; returns headline values by metric name."""
     workdir = pathlib.Path(workdir)
     log(f"evaluating step {model.step} ...")
+    data = data.for_evaluation(config.eval.max_images).in_memory()
+    for note in data.notes:
+        log(f"  {note}")
     (workdir / "eval").mkdir(exist_ok=True)
     features = FeatureStore(model, data)
     results = evaluators.evaluate(model, data, config, workdir, log, features)
@@ -56,9 +60,8 @@ def evaluate_workdir(workdir: str | os.PathLike, step: str | None, eval_section,
             config.eval = eval_section
         config_lib.validate(config)
     data = sources.load(config)
-    if data.fingerprint != model.fingerprint:
-        raise UserError(f"config.data.path={config.data.path!r}: not the data this checkpoint was trained on")
-    evaluators.check(data, config)
+    data.check(model.fingerprint, config.data.path)
+    evaluators.check(data.for_evaluation(config.eval.max_images), config)
     with explained_memory(f"lower config.eval.batch_size={config.eval.batch_size}"):
         return evaluate_and_report(model, data, config, workdir, log)
 
@@ -77,14 +80,18 @@ def sample_views(config, data, count: int = 8) -> SampleViews | None:
     images, patch_size = data.train.images[:count], config.model.patch_size
     height, width = images.shape[1:3]
     num_patches = height // patch_size * (width // patch_size)
-    recipe = augment.recipe_from_config(config.augment)
+    recipes = augment.recipes_from_config(config.augment)
 
-    def draw(key: jax.Array):
+    def draw(key: jax.Array, recipe: augment.Recipe):
         view_key, keep_key = jax.random.split(key)
         kept = augment.keep_patches(keep_key, len(images), num_patches, config.augment.view_keep)
         return augment.augment(view_key, images, recipe), kept
 
+    def draw_both(key: jax.Array):
+        pairs = [draw(*each) for each in zip(jax.random.split(key), recipes, strict=True)]
+        return jax.tree.map(lambda *pair: jnp.stack(pair, axis=1), *pairs)
+
     # Compiled as a whole: step by step it would take seconds.
-    views, kept = jax.jit(jax.vmap(draw, out_axes=1))(jax.random.split(jax.random.key(config.seed), 2))
+    views, kept = jax.jit(draw_both)(jax.random.key(config.seed))
     mask = None if kept is None else (np.asarray(kept)[..., None] == np.arange(num_patches)).any(axis=2)
     return SampleViews(images, np.asarray(views).round().astype(np.uint8), mask, patch_size)

@@ -4,7 +4,7 @@ import copy
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,17 +15,23 @@ from jax.sharding import Mesh
 from hybrid_jax import config as config_lib
 from hybrid_jax import sharding
 from hybrid_jax.checkpoint import Checkpoints, DamagedError
+from hybrid_jax.data.inputs import Images, Inputs, open_inputs
+from hybrid_jax.data.store_writer import Chunk
 from hybrid_jax.errors import UserError
 from hybrid_jax.models import hybrid, tokens
 
 
 class Model:
-    """Parameters and what can be asked of them; images are (B, H, W, C) uint8 numpy arrays of any B.
+    """Parameters and what can be asked of them.
+
+    Every method takes images as a (B, h, w) or (B, h, w, c) uint8 array, as a list of (h, w) or (h, w, c) ones of
+    different sizes, or as the path of a folder, of an image or of an .npy file. What has another size or other
+    channels than the model's (H, W, C) is resized and converted as in training.
 
     Attributes:
       config: the resolved config it was trained with.
       params: the pytree used (the moving average where ema_decay > 0).
-      palette: (K, C) float32 in [-1, 1], or None.
+      palette: of palette tokens, else None.
       step: updates done.
       spec: how images become tokens.
       has_likelihood, has_contrastive: which branches exist.
@@ -37,7 +43,7 @@ class Model:
         self,
         config,
         params: Any,
-        palette: jax.Array | None,
+        palette: tokens.Palette | None,
         step: int,
         mesh: Mesh | None = None,
         fingerprint: str | None = None,
@@ -53,27 +59,54 @@ class Model:
         self.default_layer = hybrid.default_layer(config)
         self.fingerprint = fingerprint
 
-    def embed(self, images: np.ndarray, layer: str | None = None) -> np.ndarray:
+    def embed(self, images: Images, layer: str | None = None) -> np.ndarray:
         """Features: the mean over positions of a layer.
 
         Args:
-          images: (B, H, W, C) uint8.
-          layer: a key of `features`; None = `default_layer`.
+          images: as said above; of a folder, all its images in the order of their sorted paths.
+          layer: one of `layers`; None = `default_layer`.
 
         Returns:
           (B, D) float32.
 
         Raises:
-          UserError: images of another shape or dtype, or no such layer.
+          UserError: no such layer, nothing at the path, an unreadable file, or arrays of another shape or dtype.
         """
-        layer = layer or self.default_layer
-        if layer not in self.layers:
-            raise UserError(f"layer {layer!r}: must be one of {', '.join(self.layers)}")
-        return self._run(layer, lambda t, palette, m: m.features(t, palette)[layer], images)
+        return self._run(self._layer(layer), images)
 
-    def features(self, images: np.ndarray) -> dict[str, np.ndarray]:
+    def embed_files(self, path: Images, layer: str | None = None, on_error: str = "stop") -> dict[str, np.ndarray]:
+        """Features and log-likelihoods of files, by name.
+
+        Args:
+          path: a folder, an image or an .npy file.
+          layer: as in `embed`.
+          on_error: at an unreadable file, `stop`, or `skip` it.
+
+        Returns:
+          `names` (n,) str, sorted relative POSIX paths, of an .npy the row numbers; `features` (n, D) float32;
+          and where there is a likelihood `log_prob` (n,) float32, nats per image.
+
+        Raises:
+          UserError: as `embed`; with `skip`, no file could be read.
+        """
+        parts = list(self.embed_batches(open_inputs(path), layer, on_error))
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    def embed_batches(
+        self, inputs: Inputs, layer: str | None = None, on_error: str = "stop"
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yields what `embed_files` returns a batch at a time: only one is in memory."""
+        layer = self._layer(layer)
+        wanted = [layer, "token_log_prob"] if self.has_likelihood else [layer]
+        for chunk, found in self._batches(wanted, inputs, on_error):
+            part = {"names": np.array(chunk.names, np.str_), "features": found[layer]}
+            if self.has_likelihood:
+                part["log_prob"] = _whole(found["token_log_prob"])
+            yield part
+
+    def features(self, images: Images) -> dict[str, np.ndarray]:
         """Every layer's features: {name: (B, D) float32}, from the first to the last layer."""
-        found = self._run("*", lambda t, palette, m: m.features(t, palette), images)
+        found = self._run("*", images)
         # Compiled functions return dicts in alphabetical order.
         return {name: found[name] for name in self.layers}
 
@@ -88,7 +121,7 @@ class Model:
             names += [f"decoder/{i + 1}" for i in range(decoder)] + ["decoder"]
         return tuple(names)
 
-    def token_log_prob(self, images: np.ndarray) -> np.ndarray:
+    def token_log_prob(self, images: Images) -> np.ndarray:
         """Exact log-likelihood of each token in generation order: (B, N, S) float32, nats.
 
         Raises:
@@ -96,13 +129,13 @@ class Model:
         """
         if not self.has_likelihood:
             raise UserError("this checkpoint has no likelihood: it was trained with objective.generative_weight=0")
-        return self._run("token_log_prob", lambda t, palette, m: m.token_log_prob(t, palette), images)
+        return self._run("token_log_prob", images)
 
-    def log_prob(self, images: np.ndarray) -> np.ndarray:
-        """(B, H, W, C) uint8 -> (B,) float32, nats per image; of the tokens, where those are coarser."""
-        return self.token_log_prob(images).sum(axis=(1, 2), dtype=np.float64).astype(np.float32)
+    def log_prob(self, images: Images) -> np.ndarray:
+        """Log-likelihood of each image: (B,) float32, nats; of the tokens, where those are coarser."""
+        return _whole(self.token_log_prob(images))
 
-    def bits_per_dim(self, images: np.ndarray) -> np.ndarray:
+    def bits_per_dim(self, images: Images) -> np.ndarray:
         """-log2 p / (H W C) per image, (B,) float32; comparable with the literature at 256 levels only.
 
         Raises:
@@ -120,37 +153,58 @@ class Model:
         other.palette, other.step = state.palette, int(state.step)
         return other
 
-    def _compile(self, method: Callable) -> Callable:
-        """Returns a jitted (params, palette, images) -> outputs, whole on every device."""
+    def _layer(self, layer: str | None) -> str:
+        layer = layer or self.default_layer
+        if layer not in self.layers:
+            raise UserError(f"layer {layer!r}: must be one of {', '.join(self.layers)}")
+        return layer
+
+    def _function(self, name: str) -> Callable:
+        """Returns a jitted (params, palette, images) -> outputs, whole on every device.
+
+        `token_log_prob` gives that, the name of a layer its features, `*` those of all.
+        """
+        if name in self._compiled:
+            return self._compiled[name]
 
         def function(params, palette, images):
             coded = tokens.encode(images, self.spec, palette)
-            return self._module.apply({"params": params}, method=lambda m: method(coded, palette, m))
+            method = "token_log_prob" if name == "token_log_prob" else "features"
+            found: Any = self._module.apply({"params": params}, coded, palette, method=method)
+            return found[name] if name in self.layers else found
 
-        if self._mesh is None:
-            return jax.jit(function)
-        return jax.jit(function, out_shardings=sharding.replicated(self._mesh))
+        whole = None if self._mesh is None else sharding.replicated(self._mesh)
+        self._compiled[name] = jax.jit(function, out_shardings=whole)
+        return self._compiled[name]
 
-    def _run(self, name: str, method: Callable, images: np.ndarray):
-        """Applies a method batch by batch; the last batch is padded, so that compiled shapes are few."""
-        if name not in self._compiled:
-            self._compiled[name] = self._compile(method)
-        function = self._compiled[name]
-        images = np.asarray(images)
-        if images.ndim != 4 or images.shape[1:] != self.spec.image_shape or images.dtype != np.uint8:
-            want = f"(B, {', '.join(map(str, self.spec.image_shape))}) uint8"
-            raise UserError(f"images of shape {images.shape} {images.dtype}: must be {want}")
-        if not len(images):
-            raise UserError("images: there are none")
+    def _run(self, name: str, images: Images):
+        parts = [found[name] for _, found in self._batches([name], open_inputs(images))]
+        return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+    def _batches(
+        self, names: list[str], inputs: Inputs, on_error: str = "stop"
+    ) -> Iterator[tuple[Chunk, dict[str, Any]]]:
+        """Applies functions batch by batch, in batches of one shape so that each is compiled once."""
+        functions = {name: self._function(name) for name in names}
         devices = 1 if self._mesh is None else self._mesh.size
-        size = min(self.config.eval.batch_size, 2 ** math.ceil(math.log2(len(images))))
+        size = min(self.config.eval.batch_size, 2 ** math.ceil(math.log2(len(inputs))))
         size = -(-size // devices) * devices
-        outputs = []
-        for start in range(0, len(images), size):
-            rows = np.minimum(np.arange(start, start + size), len(images) - 1)
-            chunk = images[rows] if self._mesh is None else sharding.global_batch(images, rows, self._mesh)
-            outputs.append(jax.device_get(function(self.params, self.palette, chunk)))
-        return jax.tree.map(lambda *x: np.concatenate(x)[: len(images)], *outputs)
+        for chunk in inputs.chunks(self.spec.image_shape[:2], self.spec.channels, size, on_error):
+            batch, count = self._padded(chunk.images, size), len(chunk.images)
+            found = {name: function(self.params, self.palette, batch) for name, function in functions.items()}
+            yield chunk, jax.tree.map(lambda x, n=count: np.asarray(x)[:n], found)
+
+    def _padded(self, images: np.ndarray, size: int) -> jax.Array:
+        """(b, H, W, C) of at most `size` images -> (size, H, W, C), on the devices."""
+        padded = np.pad(images, [(0, size - len(images)), (0, 0), (0, 0), (0, 0)])
+        if self._mesh is None:
+            return jnp.asarray(padded)
+        return sharding.global_batch(padded[sharding.local_rows(self._mesh, size)], self._mesh, size)
+
+
+def _whole(token_log_prob: np.ndarray) -> np.ndarray:
+    """(B, N, S) nats of tokens -> (B,) float32 of images."""
+    return token_log_prob.sum(axis=(1, 2), dtype=np.float64).astype(np.float32)
 
 
 def load(workdir: str | os.PathLike, step: int | str | None = None, log: Callable[[str], None] = print) -> Model:
@@ -191,14 +245,13 @@ def _load_step(checkpoints: Checkpoints, step: int) -> Model:
     config = config_lib.from_dict(checkpoints.meta(step)["config"])
     spec = tokens.TokenSpec.from_config(config)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    palette = None
-    targets = {}
-    if spec.kind == "palette":
-        palette = jax.ShapeDtypeStruct((spec.vocab_size, spec.channels), jnp.float32, sharding=here)
-        targets["palette"] = palette
-    module = hybrid.build_model(config)
-    shapes = jax.eval_shape(lambda p: hybrid.init_params(module, jax.random.key(0), p), palette)
+    module, abstract = hybrid.build_model(config), tokens.abstract_palette(spec)
+    shapes = jax.eval_shape(lambda p: hybrid.init_params(module, jax.random.key(0), p), abstract)
     part = "ema_params" if config.train.ema_decay > 0 else "params"
-    targets[part] = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
-    parts, meta = checkpoints.restore(step, targets)
-    return Model(config, parts[part], parts.get("palette"), meta["step"], fingerprint=meta["fingerprint"])
+    targets = {part: shapes} if abstract is None else {part: shapes, "palette": abstract.colours}
+    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), targets)
+    parts, meta = checkpoints.restore(step, placed)
+    palette = None
+    if abstract is not None:
+        palette = jax.device_put(tokens.Palette.from_colours(np.asarray(parts["palette"])), here)
+    return Model(config, parts[part], palette, meta["step"], fingerprint=meta["fingerprint"])

@@ -110,7 +110,7 @@ def _shared_curves(one: ml_collections.ConfigDict, two: ml_collections.ConfigDic
     if one.data.name == "folder" or not same((*_SAME_TOKENS, _VOCABULARY[one.model.token_kind])):
         return ()
     same_views = one.augment.view_keep == two.augment.view_keep and (
-        augment.recipe_from_config(one.augment) == augment.recipe_from_config(two.augment)
+        augment.recipes_from_config(one.augment) == augment.recipes_from_config(two.augment)
     )
     contrastive = both_train("contrastive") and same_views and same(_SAME_TASK)
     return (GENERATIVE if both_train("generative") else ()) + (CONTRASTIVE if contrastive else ())

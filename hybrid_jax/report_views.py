@@ -8,7 +8,8 @@ import html
 
 import numpy as np
 
-from hybrid_jax.data.augment import BLUR_SIGMA, RECIPES, recipe_from_config
+from hybrid_jax.data.augment import BLUR_SIGMA, RECIPES, Recipe, recipes_from_config
+from hybrid_jax.data.colour import SOLARIZE_FROM
 from hybrid_jax.report_images import image_uri, resized
 
 COLUMNS = {3: 3, 5: 2}  # tiles of a group -> groups side by side
@@ -80,10 +81,9 @@ def _laid_out(groups: np.ndarray) -> np.ndarray:
 def recipe_table(config) -> str:
     """Returns the steps that make a view, in their order, with the fields that set them, as HTML."""
     heads = "".join(f"<th>{text}</th>" for text in ("step", "strength", "set by"))
-    rows = [(step, strength, _origin(config.augment, field)) for step, strength, field in _steps(config)]
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in _rows(config))
     name = html.escape(config.augment.recipe)
-    if not rows:
+    if not body:
         return f"<p>Recipe <b>{name}</b>: no step is active, so both views are the image itself.</p>"
     return (
         f"<p>Recipe <b>{name}</b>, in the order of its steps, all drawn anew for each view:</p>"
@@ -91,34 +91,59 @@ def recipe_table(config) -> str:
     )
 
 
-def _steps(config) -> list[tuple[str, str, str]]:
-    """(step, strength in words, field of the recipe) of the steps that do anything to these images."""
-    recipe, keep, colour = recipe_from_config(config.augment), config.augment.view_keep, config.data.channels == 3
-    around = lambda strength: f"factor {1 - strength:g} to {1 + strength:g}"
-    often = lambda probability: f"{probability:.0%} of views"
+def _rows(config) -> list[tuple[str, str, str]]:
+    """(step, strength in words, where it is set) of the steps that do anything to these images in either view."""
+    rows = []
+    views = [_steps(recipe, config) for recipe in recipes_from_config(config.augment)]
+    for (step, first, field), (other_step, second, _) in zip(*views, strict=True):
+        if first or second:
+            apart = f"first view: {first or 'never'}; second view: {second or 'never'}"
+            strength = first if first == second else apart
+            rows.append((step if first else other_step, strength, _origin(config.augment, field)))
+    return rows
+
+
+def _steps(recipe: Recipe, config) -> list[tuple[str, str, str]]:
+    """(step, strength in words, field of the recipe) of all steps, without words where it does nothing."""
+    keep, colour = config.augment.view_keep, config.data.channels == 3
+    around = lambda strength: f"factor {1 - strength:g} to {1 + strength:g}" if strength else ""
+    often = lambda probability: f"{probability:.0%} of the time" if probability else ""
+    area, sigma = (
+        f"{recipe.crop_min_area:.0%} to 100% of the area",
+        f"sigma {BLUR_SIGMA[0]:g} to {BLUR_SIGMA[1]:g} pixels",
+    )
     saturation, hue, grayscale = (colour * x for x in (recipe.saturation, recipe.hue, recipe.grayscale))
-    sometimes = recipe.jitter_probability < 1 and max(recipe.brightness, recipe.contrast, saturation, hue) > 0
-    blur = f"{often(recipe.blur)}, sigma {BLUR_SIGMA[0]:g} to {BLUR_SIGMA[1]:g} pixels"
-    steps = [
-        (recipe.crop_min_area < 1, "crop, resized", f"{recipe.crop_min_area:.0%} to 100% of the area", "crop_min_area"),
-        (recipe.flip > 0, "horizontal flip", often(recipe.flip), "flip"),
-        (sometimes, "jitter: the steps below up to hue", often(recipe.jitter_probability), "jitter_probability"),
-        (recipe.brightness > 0, "brightness", around(recipe.brightness), "brightness"),
-        (recipe.contrast > 0, "contrast", around(recipe.contrast), "contrast"),
-        (saturation > 0, "saturation", around(saturation), "saturation"),
-        (hue > 0, "hue", f"turned by up to {hue:g} of a circle", "hue"),
-        (grayscale > 0, "colour removed", often(grayscale), "grayscale"),
-        (recipe.blur > 0, "blur", blur, "blur"),
-        (keep < 1, "patches kept", f"{keep:.0%}, drawn at random", "view_keep"),
+    jitter = [
+        ("brightness", around(recipe.brightness), "brightness"),
+        ("contrast", around(recipe.contrast), "contrast"),
+        ("saturation", around(saturation), "saturation"),
+        ("hue", f"shifted by up to {hue:g} of the colour circle" if hue else "", "hue"),
     ]
-    return [(step, strength, field) for active, step, strength, field in steps if active]
+    return [
+        ("crop, resized", area if recipe.crop_min_area < 1 else "", "crop_min_area"),
+        ("horizontal flip", often(recipe.flip), "flip"),
+        _jitter(recipe, [step for step, strength, _ in jitter if strength]),
+        *jitter,
+        ("colour removed", often(grayscale), "grayscale"),
+        ("blur", f"{often(recipe.blur)}, {sigma}" if recipe.blur else "", "blur"),
+        (f"values from {SOLARIZE_FROM} up inverted (solarize)", often(recipe.solarize), "solarize"),
+        ("patches kept", f"{keep:.0%}, drawn at random" if keep < 1 else "", "view_keep"),
+    ]
+
+
+def _jitter(recipe: Recipe, steps: list[str]) -> tuple[str, str, str]:
+    """The row above the jitter's `steps`; without words where they always happen, in the order of the table."""
+    sometimes = [f"{recipe.jitter_probability:.0%} of the time"] if steps and recipe.jitter_probability < 1 else []
+    shuffled = ["in one random order for the whole batch"] if recipe.random_order and len(steps) > 1 else []
+    name = f"jitter: the steps below up to {steps[-1]}" if steps else "jitter"
+    return name, ", ".join(sometimes + shuffled), "jitter_probability"
 
 
 def _origin(augment, field: str) -> str:
     """Where a step's strength is set, and the recipe's own where it is overridden."""
     if field not in augment:
         return "the recipe itself"
-    own = getattr(RECIPES[augment.recipe], field, None)
-    if own is None or augment[field] is None:
+    if field not in {f.name for f in dataclasses.fields(Recipe)} or augment[field] is None:
         return f"augment.{field}"
-    return f"augment.{field} = {augment[field]:g} instead of the recipe's {own:g}"
+    own = dict.fromkeys(f"{getattr(recipe, field):g}" for recipe in RECIPES[augment.recipe])
+    return f"augment.{field} = {augment[field]:g} instead of the recipe's {' and '.join(own)}"

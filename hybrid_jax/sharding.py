@@ -1,5 +1,6 @@
 """The mesh, where each array lives on it, and how a host's batch becomes a global array."""
 
+import functools
 import math
 from typing import Any
 
@@ -84,14 +85,29 @@ def state_sharding(abstract_state, mesh: Mesh):
     return jax.tree.map(rule, abstract_state)
 
 
-def global_batch(images: np.ndarray, indices: np.ndarray, mesh: Mesh) -> jax.Array:
-    """Returns images[indices] as a global array cut over the batch axes.
+@functools.lru_cache
+def local_rows(mesh: Mesh, size: int) -> np.ndarray:
+    """Returns which rows of a global batch this process's devices hold, in rising order: (r,) int64."""
+    places = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
+    return np.unique(np.concatenate([np.arange(size)[index] for index in places]))
 
-    Each process gathers only the rows its devices hold; the result is the same for any number of them.
+
+def global_batch(local: np.ndarray, mesh: Mesh, size: int) -> jax.Array:
+    """Returns a global array cut over the batch axes.
+
+    Args:
+      local: (r, ...), the rows `local_rows(mesh, size)` of the batch.
+      mesh: whose devices hold it.
+      size: rows of the whole batch.
+
+    Returns:
+      (size, ...), the same for any number of processes.
     """
-    shape = (len(indices), *images.shape[1:])
+    rows = local_rows(mesh, size)
 
-    def rows(index: Any) -> np.ndarray:
-        return images[indices[index[0]]]
+    def piece(index: Any) -> np.ndarray:
+        start, stop, _ = index[0].indices(size)
+        first = int(np.searchsorted(rows, start))
+        return local[first : first + stop - start]
 
-    return jax.make_array_from_callback(shape, batch_sharding(mesh), rows)
+    return jax.make_array_from_callback((size, *local.shape[1:]), batch_sharding(mesh), piece)

@@ -48,7 +48,7 @@ def train_and_evaluate(config, workdir: str | os.PathLike, log: Log = print) -> 
     mesh = sharding.make_mesh(config)
     data = sources.load(config)
     pipeline.steps_per_epoch(len(data.train.images), config.train.batch_size)
-    evaluators.check(data, config)
+    evaluators.check(data.for_evaluation(config.eval.max_images), config)
     _create(workdir)
     advice = (
         f"lower config.train.batch_size={config.train.batch_size} or config.model.width={config.model.width}, raise "
@@ -70,7 +70,9 @@ def _run(config, workdir, data, mesh, state, start, checkpoints, writer, stop_re
     step_fn, compare = train_step.make_train_step(config, mesh), _gradient_comparison(config, mesh, log)
     model = inference.Model(config, None, None, start, mesh)
     clock = _Clock(config, start)
-    total, pending, last = config.train.total_steps, {}, {}
+    total, batch, pending, last = config.train.total_steps, config.train.batch_size, {}, {}
+    rows = sharding.local_rows(mesh, batch)
+    batches = pipeline.batches(data.train.images, config.seed, batch, start, total, rows)
 
     def evaluate(state) -> dict[str, float]:
         with clock.paused(), explained_memory(f"lower config.eval.batch_size={config.eval.batch_size}"):
@@ -85,8 +87,7 @@ def _run(config, workdir, data, mesh, state, start, checkpoints, writer, stop_re
         due = config.eval.every_steps > 0 and step > 0 and step % config.eval.every_steps == 0
         if due and not results_path(workdir, step).exists():
             evaluate(state)
-        indices = pipeline.batch_indices(config.seed, step, len(data.train.images), config.train.batch_size)
-        images = sharding.global_batch(data.train.images, indices, mesh)
+        images = sharding.global_batch(next(batches), mesh, batch)
         done = step + 1
         logs = done in (1, total) or done % config.log.every_steps == 0
         # Before the step, which donates the state.
@@ -149,8 +150,7 @@ def _restore_or_init(config, checkpoints: checkpoint.Checkpoints, data, mesh, lo
         wrong = config_lib.contradictions(config_lib.from_dict(meta["config"]), config)
         if wrong:
             raise UserError("; ".join(wrong) + "; choose another --workdir")
-        if meta["fingerprint"] != data.fingerprint:
-            raise UserError(f"config.data.path={config.data.path!r}: not the data this workdir was trained on")
+        data.check(meta["fingerprint"], config.data.path)
         if meta["step"] > config.train.total_steps:
             raise reject("train.total_steps", config.train.total_steps, f"the workdir is at step {meta['step']}")
 
@@ -159,13 +159,21 @@ def _restore_or_init(config, checkpoints: checkpoint.Checkpoints, data, mesh, lo
         state, meta = restored
         log(f"resuming from checkpoint {meta['step']}")
         return state, meta["step"]
-    palette = None
-    if config.model.token_kind == "palette":
-        try:
-            palette = tokens.fit_palette(data.train.images, config.model.palette_size)
-        except ValueError as error:
-            raise reject("model.palette_size", config.model.palette_size, f"the data have {error}") from error
-    return train_step.init_state(config, mesh, palette), 0
+    return train_step.init_state(config, mesh, _fit_palette(config, data, log)), 0
+
+
+def _fit_palette(config, data, log: Log) -> tokens.Palette | None:
+    spec = tokens.TokenSpec.from_config(config)
+    if spec.kind != "palette":
+        return None
+    try:
+        colours = tokens.fit_palette(data.train.images, spec.vocab_size)
+    except ValueError as error:
+        raise reject("model.palette_size", spec.vocab_size, f"the data have {error}") from error
+    palette = tokens.Palette.from_colours(colours)
+    psnr = tokens.palette_psnr(data.train.images[:1000], spec, palette)
+    log(f"palette: {spec.vocab_size} colours, PSNR {psnr:.2f} dB on the first 1,000 training images")
+    return palette
 
 
 def _gradient_comparison(config, mesh, log: Log):

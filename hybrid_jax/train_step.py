@@ -29,14 +29,28 @@ class TrainState(flax.struct.PyTreeNode):
       params: float32 parameters.
       ema_params: their moving average; None where ema_decay = 0.
       opt_state: the optimizer's.
-      palette: (K, C) float32 colours in [-1, 1]; None for intensity tokens.
+      palette: None for intensity tokens.
     """
 
     step: jax.Array
     params: Any
     ema_params: Any
     opt_state: Any
-    palette: jax.Array | None
+    palette: tokens.Palette | None
+
+    def saved(self) -> dict[str, Any]:
+        """Returns what a checkpoint holds beside the step: {part: tree}; a palette's table follows from its colours."""
+        colours = None if self.palette is None else self.palette.colours
+        parts = {"params": self.params, "ema_params": self.ema_params, "opt_state": self.opt_state, "palette": colours}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def restored(self, step: jax.Array, parts: dict[str, Any]) -> "TrainState":
+        """Returns the state of a checkpoint; `self` says where its arrays lie."""
+        palette = None
+        if self.palette is not None:
+            made = tokens.Palette.from_colours(np.asarray(parts["palette"]))
+            palette = jax.tree.map(lambda x, at: jax.device_put(x, at.sharding), made, self.palette)
+        return self.replace(step=step, **(parts | {"palette": palette}))
 
 
 class Batch(flax.struct.PyTreeNode):
@@ -53,7 +67,7 @@ class Batch(flax.struct.PyTreeNode):
     keep: jax.Array | None
 
 
-def _fresh_state(config, key: jax.Array, palette: jax.Array | None) -> TrainState:
+def _fresh_state(config, key: jax.Array, palette: tokens.Palette | None) -> TrainState:
     params = hybrid.init_params(hybrid.build_model(config), key, palette)
     ema = jax.tree.map(jnp.copy, params) if config.train.ema_decay > 0 else None
     return TrainState(jnp.zeros((), jnp.int32), params, ema, optim.make_optimizer(config).init(params), palette)
@@ -61,19 +75,24 @@ def _fresh_state(config, key: jax.Array, palette: jax.Array | None) -> TrainStat
 
 def abstract_state(config, mesh: Mesh | None = None) -> TrainState:
     """Returns the state's shapes, dtypes and, given a mesh, shardings; computes nothing."""
-    palette = None
-    if config.model.token_kind == "palette":
-        palette = jax.ShapeDtypeStruct((config.model.palette_size, config.data.channels), jnp.float32)
+    palette = tokens.abstract_palette(tokens.TokenSpec.from_config(config))
     state = jax.eval_shape(lambda palette: _fresh_state(config, jax.random.key(0), palette), palette)
     if mesh is None:
         return state
-    where = sharding.state_sharding(state, mesh)
+    where = _state_sharding(config, mesh)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, where)
 
 
-def init_state(config, mesh: Mesh, palette: np.ndarray | None) -> TrainState:
+def _state_sharding(config, mesh: Mesh) -> TrainState:
+    state = abstract_state(config)
+    # Every device looks up its own pixels in the palette's table.
+    palette = jax.tree.map(lambda _: sharding.replicated(mesh), state.palette)
+    return sharding.state_sharding(state, mesh).replace(palette=palette)
+
+
+def init_state(config, mesh: Mesh, palette: tokens.Palette | None) -> TrainState:
     """Returns the state before the first step, created in place on the mesh."""
-    shardings = sharding.state_sharding(abstract_state(config), mesh)
+    shardings = _state_sharding(config, mesh)
     init = jax.jit(lambda palette: _fresh_state(config, jax.random.key(config.seed), palette), out_shardings=shardings)
     return init(palette)
 
@@ -92,8 +111,11 @@ def make_batch(config, model: hybrid.HybridModel, key: jax.Array, images: jax.Ar
         chosen = images if count == size else images[np.arange(count) * size // count]
         likelihood = model.constrain(tokens.encode(chosen, spec, palette))
     if model.contrastive:
-        recipe = augment.recipe_from_config(config.augment)
-        pairs = [_make_view(config, spec, jax.random.fold_in(key, view), images, recipe, palette) for view in range(2)]
+        recipes = augment.recipes_from_config(config.augment)
+        pairs = [
+            _make_view(config, spec, jax.random.fold_in(key, view), images, recipe, palette)
+            for view, recipe in enumerate(recipes)
+        ]
         # Axis 1 is the view; a batch axis in front keeps both views of an image on its device.
         views, keep = jax.tree.map(lambda *pair: model.constrain(jnp.stack(pair, axis=1)), *pairs)
     return Batch(likelihood, views, keep)
@@ -255,7 +277,7 @@ def make_gradient_comparison(config, mesh: Mesh) -> Callable[[TrainState, jax.Ar
 
 def _jit(function, config, mesh: Mesh, donate: bool = False):
     """Compiles function(state, images) with the state's and the batch's shardings, metrics replicated."""
-    state = sharding.state_sharding(abstract_state(config), mesh)
+    state = _state_sharding(config, mesh)
     metrics = sharding.replicated(mesh)
     return jax.jit(
         function,

@@ -12,6 +12,8 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # Tests of one model compile the same functions again and again, here and in the processes they start.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# Not the user's: here, so that each checkout starts from nothing.
+os.environ.setdefault("HYBRID_JAX_CACHE", str(pathlib.Path(__file__).parent.parent / ".cache" / "images"))
 
 import jax
 import pytest

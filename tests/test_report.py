@@ -355,7 +355,34 @@ def test_the_recipe_is_told_step_by_step():
     assert re.findall("<tr><td>([^<]*)", text) == [
         *steps[:2], "jitter: the steps below up to hue", *steps[2:4], "saturation", "hue", "colour removed", steps[4],
     ]  # fmt: skip
+    assert "80% of the time, in one random order for the whole batch" in text and "first view" not in text
+    assert "up to 0.2 of the colour circle" in text
     assert "no step is active" in report_views.recipe_table(make_recipe(recipe="none", view_keep=1.0))
+
+
+def test_the_recipe_is_told_for_each_view_where_they_differ():
+    config = make_recipe(recipe="moco_v3", view_keep=1.0)
+    text = report_views.recipe_table(config)
+    # On grey images the jitter has two steps, and no colour is removed.
+    assert re.findall("<tr><td>([^<]*)", text) == [
+        "crop, resized", "horizontal flip", "jitter: the steps below up to contrast", "brightness", "contrast", "blur",
+        "values from 128 up inverted (solarize)",
+    ]  # fmt: skip
+    assert text.count("first view: ") == 2
+    assert "first view: 100% of the time, sigma 0.1 to 2 pixels; second view: 10% of the time, sigma" in text
+    assert "first view: never; second view: 20% of the time" in text
+    config.augment.update({"blur": 0.5, "solarize": 0.0})
+    text = report_views.recipe_table(config)
+    assert "first view" not in text and "solarize" not in text
+    assert "augment.blur = 0.5 instead of the recipe&#x27;s 1 and 0.1" in text
+
+
+def test_sample_views_follow_the_recipe_of_each_view():
+    plain = make_recipe(recipe="moco_v3", view_keep=1.0, crop_min_area=1.0, flip=0.0, brightness=0.0, contrast=0.0)
+    sample = evaluate.sample_views(plain, make_data(), count=64)
+    as_it_was = (sample.views == sample.images[:, None]).all(axis=(2, 3, 4)).mean(axis=0)
+    # A tenth of a pixel of blur vanishes in rounding.
+    assert as_it_was[0] < 0.4 < 0.6 < as_it_was[1] < 1, "the first view is always blurred, the second seldom"
 
 
 def test_matplotlib_waits_until_a_figure_is_drawn():

@@ -24,7 +24,7 @@ def run(config, mesh, steps=3, rows=None):
     history = []
     for i in range(steps):
         indices = np.arange(config.train.batch_size) + i * config.train.batch_size if rows is None else rows
-        state, metrics = step(state, sharding.global_batch(DIGITS, indices, mesh))
+        state, metrics = step(state, sharding.global_batch(DIGITS[indices], mesh, len(indices)))
         history.append({k: float(v) for k, v in metrics.items()})
     assert step._cache_size() == 1
     return state, history
@@ -42,7 +42,7 @@ def gradients(config, mesh, perturb=0.05):
     """Gradient of both losses on one batch, at parameters where no layer is zero."""
     model = hybrid.build_model(config, sharding.constrain_batch(mesh))
     state = train_step.init_state(config, mesh, None)
-    images = sharding.global_batch(DIGITS, np.arange(config.train.batch_size), mesh)
+    images = sharding.global_batch(DIGITS[: config.train.batch_size], mesh, config.train.batch_size)
 
     @jax.jit
     def compute(params, images):
@@ -119,7 +119,7 @@ def test_another_seed_is_another_run(tiny_config, mesh_of):
 def test_the_state_is_donated(tiny_config, mesh_of):
     config, mesh = tiny_config(), mesh_of(1)
     state = train_step.init_state(config, mesh, None)
-    train_step.make_train_step(config, mesh)(state, sharding.global_batch(DIGITS, np.arange(16), mesh))
+    train_step.make_train_step(config, mesh)(state, sharding.global_batch(DIGITS[:16], mesh, 16))
     assert state.params["encoder"]["positions"].is_deleted()
 
 
@@ -151,7 +151,7 @@ def test_the_moving_average_follows_its_formula(tiny_config, mesh_of):
     step = train_step.make_train_step(config, mesh)
     expected = np.asarray(state.params["encoder"]["positions"], np.float64)
     for i in range(4):
-        state, _ = step(state, sharding.global_batch(DIGITS, np.arange(16), mesh))
+        state, _ = step(state, sharding.global_batch(DIGITS[:16], mesh, 16))
         decay = min(0.9, (1 + i) / (10 + i))
         expected = decay * expected + (1 - decay) * np.asarray(state.params["encoder"]["positions"], np.float64)
     np.testing.assert_allclose(state.ema_params["encoder"]["positions"], expected, rtol=1e-5, atol=1e-7)
@@ -179,7 +179,7 @@ def test_arms_see_the_same_augmentations(tiny_config):
 def test_the_gradient_comparison_adds_up(tiny_config, mesh_of):
     config, mesh = tiny_config(), mesh_of(1)
     state = train_step.init_state(config, mesh, None)
-    images = sharding.global_batch(DIGITS, np.arange(16), mesh)
+    images = sharding.global_batch(DIGITS[:16], mesh, 16)
     step = train_step.make_train_step(config, mesh)
     for _ in range(3):
         state, _ = step(state, images)
@@ -198,7 +198,7 @@ def test_a_nonfinite_update_is_skipped_and_counted(tiny_config, mesh_of):
     config, mesh = tiny_config(train__skip_nonfinite=2), mesh_of(1)
     state = train_step.init_state(config, mesh, None)
     step = train_step.make_train_step(config, mesh)
-    images = sharding.global_batch(DIGITS, np.arange(16), mesh)
+    images = sharding.global_batch(DIGITS[:16], mesh, 16)
     state, metrics = step(state, images)
     assert metrics["skipped_updates"] == 0
     good = jax.device_get(state.params)

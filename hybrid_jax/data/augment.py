@@ -1,32 +1,40 @@
 """Views for the contrastive loss, made on the device inside the jitted step.
 
-Images are float32 (B, H, W, C) on the 0..255 scale. Every random choice is drawn per image from one key,
-so the same key gives the same bits on any number of devices.
+Images are float32 (B, H, W, C) on the 0..255 scale, colour where C is 3. Every choice but one is drawn per image, from
+one key: the same key gives the same bits on any number of devices. The exception is the order of the jitter's steps,
+drawn once per batch and view.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# ITU-R BT.601 luma, the weights of PIL's "L" mode and of torchvision's rgb_to_grayscale.
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+from hybrid_jax.data import colour
+
 BLUR_SIGMA = (0.1, 2.0)
+
+Step = Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Strengths of the steps, which are applied in this order; 0 (and a crop of 1) means never.
+    """Strengths of the steps of one view, in the order in which they are applied; 0 (and a crop of 1) means never.
 
     Attributes:
       crop_min_area: share of the area that a random resized crop keeps, drawn from [this, 1].
       flip: probability of a horizontal flip.
       brightness, contrast, saturation: factors drawn from [1 - this, 1 + this].
-      hue: rotation in turns drawn from [-this, this].
+      hue: shift in turns drawn from [-this, this].
       grayscale: probability that colour is removed.
       blur: probability of a Gaussian blur, sigma from [0.1, 2] pixels.
-      jitter_probability: probability that the four colour steps happen at all.
+      solarize: probability that values from 128 up are inverted.
+      jitter_probability: probability that the jitter (brightness, contrast, saturation, hue) happens at all.
+      random_order: whether the jitter's steps come in random order, one order for a whole batch (torchvision draws
+        one per image, for which every image would have to pay for every order here). If not, they come in the order
+        above, and brightness is not clipped before the contrast.
     """
 
     crop_min_area: float = 1.0
@@ -37,22 +45,49 @@ class Recipe:
     hue: float = 0.0
     grayscale: float = 0.0
     blur: float = 0.0
+    solarize: float = 0.0
     jitter_probability: float = 1.0
+    random_order: bool = True
 
 
-RECIPES: dict[str, Recipe] = {
-    "none": Recipe(),
-    # Small grey images: gentle crops, and contrast jitter so that features survive a change of light.
-    "grey_small": Recipe(crop_min_area=0.3, flip=0.5, brightness=0.4, contrast=0.4, blur=0.2),
-    # SimCLR (arXiv 2002.05709, appendix A) at its CIFAR-10 strength 0.5, without blur; ours: steps in fixed order.
-    "simclr": Recipe(0.08, 0.5, 0.4, 0.4, 0.4, 0.1, 0.2, 0.0, jitter_probability=0.8),
+_NONE = Recipe()
+# Crop as in Szegedy et al. 2015 (arXiv 1409.4842) and flip: usual for supervised ImageNet, torchvision's defaults.
+_CROP_FLIP = Recipe(crop_min_area=0.08, flip=0.5)
+# Ours, for small grey images: gentle crops, and contrast jitter so that features survive a change of light.
+_GREY_SMALL = Recipe(crop_min_area=0.3, flip=0.5, brightness=0.4, contrast=0.4, blur=0.2, random_order=False)
+# SimCLR (arXiv 2002.05709), appendix A: colour distortion of strength 1, for ImageNet.
+_SIMCLR = Recipe(
+    crop_min_area=0.08, flip=0.5, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, grayscale=0.2, blur=0.5,
+    jitter_probability=0.8,
+)  # fmt: skip
+# The same paper on CIFAR-10, appendix B.9: strength 0.5, no blur.
+_SIMCLR_CIFAR = dataclasses.replace(_SIMCLR, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.0)
+# MoCo v2 (arXiv 2003.04297), and SimSiam (2011.10566) after it. Ours: the blur's kernel ends where SimCLR's does.
+_MOCO_V2 = dataclasses.replace(_SIMCLR_CIFAR, crop_min_area=0.2, blur=0.5)
+# MoCo v3 (arXiv 2104.02057), which took over the unequal views of BYOL (2006.07733, appendix B). Crop as its vision
+# transformers (its ResNets: 0.2); colour steps as torchvision's, where BYOL's code has TensorFlow's. Ours: the kernel.
+_MOCO_V3_FIRST = dataclasses.replace(_SIMCLR_CIFAR, saturation=0.2, blur=1.0)
+_MOCO_V3_SECOND = dataclasses.replace(_MOCO_V3_FIRST, blur=0.1, solarize=0.2)
+
+# The recipes of both views. In all of them ours: the jitter's order is drawn per batch, values are not rounded
+# between steps, a crop that would not fit is clipped (see random_resized_crop).
+RECIPES: dict[str, tuple[Recipe, Recipe]] = {
+    "none": (_NONE, _NONE),
+    "crop_flip": (_CROP_FLIP, _CROP_FLIP),
+    "grey_small": (_GREY_SMALL, _GREY_SMALL),
+    "simclr": (_SIMCLR, _SIMCLR),
+    "simclr_cifar": (_SIMCLR_CIFAR, _SIMCLR_CIFAR),
+    "moco_v2": (_MOCO_V2, _MOCO_V2),
+    "moco_v3": (_MOCO_V3_FIRST, _MOCO_V3_SECOND),
 }
 
 
-def recipe_from_config(augment) -> Recipe:
-    """Returns the named recipe with the strengths that the config overrides."""
+def recipes_from_config(augment) -> tuple[Recipe, Recipe]:
+    """Returns the named recipes of both views; a strength that the config sets replaces that of both."""
     names = [f.name for f in dataclasses.fields(Recipe) if f.name in augment]
-    return dataclasses.replace(RECIPES[augment.recipe], **{n: augment[n] for n in names if augment[n] is not None})
+    changes = {name: augment[name] for name in names if augment[name] is not None}
+    first, second = RECIPES[augment.recipe]
+    return dataclasses.replace(first, **changes), dataclasses.replace(second, **changes)
 
 
 def augment(key: jax.Array, images: jax.Array, recipe: Recipe) -> jax.Array:
@@ -60,7 +95,7 @@ def augment(key: jax.Array, images: jax.Array, recipe: Recipe) -> jax.Array:
 
     Args:
       key: typed PRNG key.
-      images: (B, H, W, C) uint8 or float32 on the 0..255 scale.
+      images: (B, H, W, C) uint8 or float32 on the 0..255 scale; steps that need colour are left out unless C is 3.
       recipe: strengths; static.
 
     Returns:
@@ -71,26 +106,58 @@ def augment(key: jax.Array, images: jax.Array, recipe: Recipe) -> jax.Array:
     batch, channels = x.shape[0], x.shape[-1]
     if recipe.crop_min_area < 1 or recipe.flip > 0:
         x = random_resized_crop(keys[0], keys[1], x, recipe.crop_min_area, recipe.flip)
-    plain = x
-    if recipe.brightness > 0:
-        x = x * _factor(keys[2], batch, recipe.brightness)
-    if recipe.contrast > 0:
-        x = adjust_contrast(x, _factor(keys[3], batch, recipe.contrast))
-    if channels == 3 and recipe.saturation > 0:
-        grey = to_gray(x)
-        x = jnp.clip(grey + (x - grey) * _factor(keys[4], batch, recipe.saturation), 0, 255)
-    if channels == 3 and recipe.hue > 0:
-        turns = jax.random.uniform(keys[5], (batch,), minval=-recipe.hue, maxval=recipe.hue)
-        x = rotate_hue(x, turns)
-    if recipe.jitter_probability < 1:
+    plain, steps = x, _jitter_steps(keys, recipe, batch, channels)
+    # Later keys are folded in: a longer split would not have to begin with the same eight.
+    x = _in_random_order(jax.random.fold_in(key, 8), x, steps) if recipe.random_order else _in_turn(x, steps)
+    if steps and recipe.jitter_probability < 1:
         x = jnp.where(_coin(keys[6], batch, recipe.jitter_probability), x, plain)
     gray_key, blur_key, sigma_key = jax.random.split(keys[7], 3)
     if channels == 3 and recipe.grayscale > 0:
-        x = jnp.where(_coin(gray_key, batch, recipe.grayscale), to_gray(x), x)
+        x = jnp.where(_coin(gray_key, batch, recipe.grayscale), colour.to_gray(x), x)
     if recipe.blur > 0:
         sigma = jax.random.uniform(sigma_key, (batch,), minval=BLUR_SIGMA[0], maxval=BLUR_SIGMA[1])
         x = jnp.where(_coin(blur_key, batch, recipe.blur), gaussian_blur(x, sigma), x)
+    if recipe.solarize > 0:
+        x = jnp.where(_coin(jax.random.fold_in(key, 9), batch, recipe.solarize), colour.solarize(x), x)
     return jnp.clip(x, 0, 255)
+
+
+def _jitter_steps(keys: jax.Array, recipe: Recipe, batch: int, channels: int) -> list[Step]:
+    """The active steps of torchvision's ColorJitter, in its default order; factors come from `keys` 2 to 5."""
+
+    def brightness(x: jax.Array) -> jax.Array:
+        factor = _factor(keys[2], batch, recipe.brightness)
+        # The fixed order leaves the clip to the contrast: recorded curves hang on its bits.
+        return colour.adjust_brightness(x, factor) if recipe.random_order else x * factor
+
+    def hue(x: jax.Array) -> jax.Array:
+        return colour.shift_hue(x, jax.random.uniform(keys[5], (batch,), minval=-recipe.hue, maxval=recipe.hue))
+
+    steps: list[tuple[bool, Step]] = [
+        (recipe.brightness > 0, brightness),
+        (recipe.contrast > 0, lambda x: colour.adjust_contrast(x, _factor(keys[3], batch, recipe.contrast))),
+        (
+            channels == 3 and recipe.saturation > 0,
+            lambda x: colour.adjust_saturation(x, _factor(keys[4], batch, recipe.saturation)),
+        ),
+        (channels == 3 and recipe.hue > 0, hue),
+    ]
+    return [step for active, step in steps if active]
+
+
+def _in_turn(images: jax.Array, steps: Sequence[Step]) -> jax.Array:
+    for step in steps:
+        images = step(images)
+    return images
+
+
+def _in_random_order(key: jax.Array, images: jax.Array, steps: Sequence[Step]) -> jax.Array:
+    """Applies every step once to the whole batch, in an order drawn from `key`."""
+    if len(steps) < 2:
+        return _in_turn(images, steps)
+    order = jax.random.permutation(key, len(steps))
+    # A loop compiles each step once; a switch over all orders would compile each 24 times.
+    return jax.lax.scan(lambda x, step: (jax.lax.switch(step, steps, x), None), images, order)[0]
 
 
 def _coin(key: jax.Array, batch: int, probability: float) -> jax.Array:
@@ -104,15 +171,25 @@ def _factor(key: jax.Array, batch: int, strength: float) -> jax.Array:
 def random_resized_crop(
     key: jax.Array, flip_key: jax.Array, images: jax.Array, min_area: float, flip: float
 ) -> jax.Array:
-    """Inception-style crop (Szegedy et al. 2015): area from [min_area, 1], aspect 3/4..4/3, back to full size.
+    """Crop of Szegedy et al. 2015 (arXiv 1409.4842, section 6), resized back to full size, and horizontal flip.
 
-    Bilinear samples at positions inside the crop, as two small matrix products; a flip reverses the columns.
+    As torchvision's RandomResizedCrop: area uniform in [min_area, 1], aspect log-uniform in [3/4, 4/3], bilinear.
+    Ours: the aspect is relative to the image's own, positions and sizes are not rounded to pixels, and a crop that
+    would be higher or wider than the image is clipped where torchvision draws again.
+
+    Args:
+      key, flip_key: typed PRNG keys.
+      images: (B, H, W, C) float32.
+      min_area: smallest share of the area; 1 leaves out the crop.
+      flip: probability.
+
+    Returns:
+      (B, H, W, C) float32.
     """
     batch, height, width, _ = images.shape
     area_key, aspect_key, y_key, x_key = jax.random.split(key, 4)
     area = jax.random.uniform(area_key, (batch,), minval=min_area, maxval=1.0)
     log_aspect = jax.random.uniform(aspect_key, (batch,), minval=np.log(3 / 4), maxval=np.log(4 / 3))
-    # A crop that would be higher or wider than the image is clipped to it.
     aspect = jnp.exp(log_aspect / 2)
     crop_h = jnp.minimum(jnp.sqrt(area) / aspect, 1.0) * height
     crop_w = jnp.minimum(jnp.sqrt(area) * aspect, 1.0) * width
@@ -124,8 +201,9 @@ def random_resized_crop(
     columns = _interpolation(left, crop_w, width)
     flipped = jax.random.bernoulli(flip_key, flip, (batch, 1, 1))
     columns = jnp.where(flipped, columns[:, ::-1], columns)
-    x = jnp.einsum("byh,bhwc->bywc", rows, images)
-    return jnp.einsum("bxw,bywc->byxc", columns, x)
+    # Two small matrix products; enlarging needs no antialiasing. Accelerators would round pixels to bfloat16.
+    x = jnp.einsum("byh,bhwc->bywc", rows, images, precision="highest")
+    return jnp.einsum("bxw,bywc->byxc", columns, x, precision="highest")
 
 
 def _interpolation(start: jax.Array, length: jax.Array, size: int) -> jax.Array:
@@ -138,34 +216,17 @@ def _interpolation(start: jax.Array, length: jax.Array, size: int) -> jax.Array:
     return jnp.maximum(0.0, 1.0 - jnp.abs(centre[:, :, None] - jnp.arange(size)))
 
 
-def to_gray(images: jax.Array) -> jax.Array:
-    """(B, H, W, 3) -> the same shape, every channel the ITU-R BT.601 luma."""
-    return jnp.broadcast_to((images @ LUMA)[..., None], images.shape)
-
-
-def adjust_contrast(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Moves values from each image's mean luma by `factor`, as torchvision's adjust_contrast; clipped."""
-    luma = images @ LUMA if images.shape[-1] == 3 else images[..., 0]
-    mean = jnp.mean(luma, axis=(1, 2))[:, None, None, None]
-    return jnp.clip(mean + (images - mean) * factor, 0, 255)
-
-
-def rotate_hue(images: jax.Array, turns: jax.Array) -> jax.Array:
-    """Rotates chroma in the YIQ plane by `turns` of a full circle, luma kept; (B, H, W, 3), (B,); clipped."""
-    to_yiq = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]], np.float32)
-    angle = 2 * jnp.pi * turns[:, None, None]
-    y, i, q = jnp.moveaxis(images @ to_yiq.T, -1, 0)
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    turned = jnp.stack([y, i * cos - q * sin, i * sin + q * cos], axis=-1)
-    return jnp.clip(turned @ np.linalg.inv(to_yiq).T.astype(np.float32), 0, 255)
-
-
 def gaussian_blur(images: jax.Array, sigma: jax.Array) -> jax.Array:
-    """Separable Gaussian blur with reflected borders; kernel side a tenth of the image's, odd, as SimCLR.
+    """Gaussian blur as SimCLR's (arXiv 2002.05709, appendix A): kernel side a tenth of the image's, made odd.
+
+    Borders are reflected, as torchvision's; the smallest kernel is 3 pixels wide, ours.
 
     Args:
-      images: (B, H, W, C).
+      images: (B, H, W, C) float32, sides of at least 2.
       sigma: (B,) standard deviations in pixels.
+
+    Returns:
+      (B, H, W, C) float32.
     """
     radius = max(1, min(images.shape[1:3]) // 20)
     offsets = jnp.arange(-radius, radius + 1)

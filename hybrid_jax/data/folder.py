@@ -1,20 +1,17 @@
-"""Folders of image files: which files there are, their splits and classes, and their pixels."""
+"""Folders of image files: which files there are, their splits and their classes."""
 
 import dataclasses
+import hashlib
 import os
 import pathlib
-import sys
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import tqdm
 
+from hybrid_jax.data.decode import unreadable
 from hybrid_jax.errors import reject
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-SPLITS = ("train", "validation", "test")
-_PROGRESS_ABOVE = 2000  # images
+SPLITS = ("train", "validation", "test", "labelled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +42,9 @@ class Layout:
 def scan(path: str) -> Layout:
     """Finds the images of a folder, its splits and its classes.
 
-    `train/`, `validation/` and `test/` at the top are splits; without them every image is `train`. The
-    direct sub-folders of `train/` (of the folder itself where there are no splits) are the classes if
-    there are at least two and every training image lies in one.
+    `train/`, `validation/`, `test/` and `labelled/` at the top are splits; without them every image is
+    `train`. The direct sub-folders of `labelled/`, else of `train/`, else of the folder itself are the classes
+    if there are at least two and every image of that split lies in one.
 
     Raises:
       UserError: no such folder, not a folder, or no image in it.
@@ -62,8 +59,10 @@ def scan(path: str) -> Layout:
     if not names:
         raise reject("data.path", path, "must hold PNG, JPEG, WebP or BMP images; it holds none")
     by_split = {split: [name for name in names if name.startswith(f"{split}/")] for split in SPLITS}
-    splits = {split: found for split, found in by_split.items() if found} or {"train": names}
-    first = next(iter(splits))
+    splits = {split: found for split, found in by_split.items() if found}
+    if not splits or list(splits) == ["labelled"]:  # a class of that name
+        splits = {"train": names}
+    first = "labelled" if "labelled" in splits else next(iter(splits))
     found = {_class_of(name, first) for name in splits[first]}
     classes = tuple(sorted(name for name in found if name is not None))
     class_names = classes if None not in found and len(classes) >= 2 else None
@@ -97,115 +96,13 @@ def _is_loop(folder: pathlib.Path) -> bool:
     return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
 
 
-def read_images(
-    root: pathlib.Path, names: list[str], size: tuple[int, int], channels: int, on_error: str
-) -> tuple[np.ndarray, list[str], list[str]]:
-    """Decodes image files in threads, with a progress line where they are many.
-
-    Args:
-      root: the folder the names are relative to.
-      names: the files, in the order of the result.
-      size: (height, width) of the result, in pixels.
-      channels: 1 or 3.
-      on_error: at an unreadable file, `stop`, or `skip` it.
-
-    Returns:
-      images: (n, height, width, channels) uint8.
-      kept: the names of those n files.
-      skipped: one line for each unreadable file.
-
-    Raises:
-      UserError: an unreadable file with `stop`, or no readable file at all.
-    """
-    images = np.empty((len(names), *size, channels), np.uint8)
-    kept: list[str] = []
-    skipped: list[str] = []
-    pool = ThreadPoolExecutor()
-    try:
-        decoded = pool.map(lambda name: _decode(root / name, size, channels), names)
-        quiet = len(names) <= _PROGRESS_ABOVE
-        progress = tqdm.tqdm(decoded, "reading images", len(names), file=sys.stderr, disable=quiet)
-        for name, image in zip(names, progress, strict=True):
-            if isinstance(image, np.ndarray):
-                images[len(kept)] = image
-                kept.append(name)
-            elif on_error == "skip":
-                skipped.append(f"{root / name}: {image}")
-            else:
-                allowed = f"cannot be read as an image ({image}); remove it, or set data.on_error=skip"
-                raise reject("data.path", str(root / name), allowed)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    if not kept:
-        raise reject("data.path", str(root), f"no image can be read; the first: {skipped[0]}")
-    return images[: len(kept)], kept, skipped
-
-
-def _decode(path: pathlib.Path, size: tuple[int, int], channels: int) -> np.ndarray | str:
-    """One file's image, or the reason why it cannot be read."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            # A JPEG decodes several times faster to a size that is still twice what is needed.
-            image.draft(None, (2 * max(size), 2 * max(size)))
-            ImageOps.exif_transpose(image, in_place=True)
-            return fit_image(image, size, channels)
-    except Exception as error:  # decoders meet damaged files with errors of every type
-        return " ".join(str(error).split()) or type(error).__name__
-
-
-def fit_image(image, size: tuple[int, int], channels: int) -> np.ndarray:
-    """Brings a picture to the model's shape.
-
-    16 bits are scaled to 8, transparent pixels are composited on black, then colours are converted. The
-    shorter side is made to fit with an antialiased bicubic filter, the longer side is cropped around the
-    centre.
-
-    Args:
-      image: a PIL image of any mode.
-      size: (height, width) in pixels.
-      channels: 1 = grey (ITU-R 601 luma), 3 = RGB.
-
-    Returns:
-      (height, width, channels) uint8.
-    """
-    from PIL import Image, ImageOps
-
-    if image.mode.startswith("I"):
-        image = Image.fromarray(_eight_bits(np.asarray(image)))  # convert() would clip at 255
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
-    image = image.convert("L" if channels == 1 else "RGB")
-    height, width = size
-    image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-    return np.asarray(image).reshape(height, width, channels)
-
-
-def fit_images(images: Sequence[np.ndarray], size: tuple[int, int], channels: int) -> np.ndarray:
-    """Brings arrays to the model's shape, as `fit_image` does; those that have it are copied.
-
-    Args:
-      images: each (h, w) or (h, w, c), uint8 or uint16; c is 1, 3, or 2 or 4 with alpha.
-      size: (height, width) in pixels.
-      channels: 1 or 3.
-
-    Returns:
-      (n, height, width, channels) uint8.
-    """
-    from PIL import Image
-
-    result = np.empty((len(images), *size, channels), np.uint8)
-    for i, image in enumerate(images):
-        pixels = _eight_bits(image) if image.dtype == np.uint16 else image
-        pixels = pixels.reshape(*pixels.shape[:2], -1)
-        if pixels.shape != result.shape[1:]:
-            grey = pixels.shape[2] == 1
-            pixels = fit_image(Image.fromarray(pixels[..., 0] if grey else pixels), size, channels)
-        result[i] = pixels
-    return result
-
-
-def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """16-bit values of any integer type -> uint8, rounded: 65535 becomes 255."""
-    return ((np.clip(values, 0, 65535).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+def fingerprint(root: pathlib.Path, names: list[str]) -> str:
+    """Returns a hex digest of the files' names, sizes and times of change: of what a cached copy depends on."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in names:
+        try:
+            stat = (root / name).stat()
+        except OSError as error:
+            raise unreadable(f"{root / name}: {error.strerror}") from error
+        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()

@@ -1,6 +1,7 @@
 """Which images belong together: pure functions of their arguments, so there is no iterator state to save."""
 
 import functools
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -8,6 +9,8 @@ from hybrid_jax.errors import reject
 
 # Not config.seed: runs with different seeds are judged on the same held-out images.
 _SPLIT_SEED = 0
+_THREADS = 4
+_BATCHES_AHEAD = 8
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
@@ -41,6 +44,40 @@ def batch_indices(seed: int, step: int, num_images: int, batch_size: int) -> np.
     """
     epoch, index = divmod(step, steps_per_epoch(num_images, batch_size))
     return _permutation(seed, epoch, num_images)[index * batch_size : (index + 1) * batch_size]
+
+
+def batches(
+    images, seed: int, batch_size: int, start: int, stop: int, rows: slice | np.ndarray = slice(None)
+) -> Iterator[np.ndarray]:
+    """Yields the images of steps `start` to `stop`, or the part of each that one host holds.
+
+    Images in memory are gathered when asked for; others are read ahead by grain's threads, in the same order.
+
+    Args:
+      images: (n, H, W, C) uint8, an array or `StoredImages`.
+      seed: of the order.
+      batch_size: global images per step.
+      start: the first step; a resumed run begins anywhere.
+      stop: the step before which to end.
+      rows: which rows of each global batch to read.
+
+    Yields:
+      (len(rows), H, W, C) uint8, step after step.
+
+    Raises:
+      UserError: the batch is larger than the data, or a record is damaged.
+    """
+    steps_per_epoch(len(images), batch_size)
+
+    def read(step: int) -> np.ndarray:
+        return images[batch_indices(seed, step, len(images), batch_size)[rows]]
+
+    if isinstance(images, np.ndarray):
+        return map(read, range(start, stop))
+    import grain  # here: it takes longer to import than images in memory take to be ready
+
+    ahead = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
+    return iter(grain.MapDataset.range(start, stop).map(read).to_iter_dataset(ahead))
 
 
 @functools.lru_cache(maxsize=2)

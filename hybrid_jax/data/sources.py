@@ -1,70 +1,44 @@
-"""Data sets as uint8 images in RAM, cut into training, validation and test splits."""
+"""Where images come from, and how a data set is cut into training, validation and test splits."""
 
 import dataclasses
-import gzip
 import hashlib
 import pathlib
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
 
-from hybrid_jax.data import folder, pipeline
+from hybrid_jax.data import decode, folder, idx, pipeline, store
+from hybrid_jax.data.dataset import DataSet, Split
 from hybrid_jax.data.embedded import CLASS_NAMES
+from hybrid_jax.data.store_writer import Chunk
 from hybrid_jax.errors import UserError, reject
 
 _DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """images: (n, H, W, C) uint8; labels: (n,) int32, or None where they are not known."""
-
-    images: np.ndarray
-    labels: np.ndarray | None
-
-
-@dataclasses.dataclass(frozen=True)
-class DataSet:
-    """What a run sees of a data set.
-
-    Attributes:
-      name: as in config.data.name.
-      train, validation, test: disjoint splits; the last two may be None.
-      class_names: in the order of the labels, or None.
-      fingerprint: hex digest of pixels, labels, splits and order; changes when the data does.
-      notes: lines for the log.
-    """
-
-    name: str
-    train: Split
-    validation: Split | None
-    test: Split | None
-    class_names: tuple[str, ...] | None
-    fingerprint: str
-    notes: tuple[str, ...]
+_SPLIT_FIELDS = ("train_split", "validation_split", "test_split", "labelled_split")
+_NAMED_CLASSES = 3  # in a note
 
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """Splits that are read when called, which may add to `notes`.
+    """Splits that are read when called, which may add to `notes`; each with the digest of its pixels.
 
     Where there is no split `test`, `test_percent` of the training split take its place (0 = none do).
     """
 
-    splits: dict[str, Callable[[], Split]]
+    splits: dict[str, Callable[[], tuple[Split, str]]]
     class_names: tuple[str, ...] | None
     test_percent: float = 0
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
 def load(config) -> DataSet:
-    """Reads the data set of a resolved config into RAM; only `config.data` matters.
+    """Reads the data set of a resolved config; only `config.data` matters.
 
     Where a folder or the digits have no split `test` but one is asked for, 10 % or 20 % of the training
     split take its place; then `data.validation_split` may hold out a share of the rest. Both are drawn with a
-    fixed seed, whatever config.seed is: runs with different seeds are judged on the same images.
+    fixed seed, whatever config.seed is: runs with different seeds are judged on the same images. Splits
+    above `data.memory_gib` stay on disk.
 
     Raises:
       UserError: unknown, missing or damaged data, an unknown split, or too few images.
@@ -72,29 +46,68 @@ def load(config) -> DataSet:
     data = config.data
     source = _SOURCES.get(data.name, _open_tfds)(data)
     share = _validation_percent(data.validation_split)
-    draw_test = data.test_split == "test" and "test" not in source.splits and source.test_percent > 0
     _check_splits(data, source, share)
-    train, validation, test = source.splits[data.train_split](), None, None
-    if draw_test:
-        train, test = _hold_out("test", train, source.test_percent, data, source.notes)
-    elif data.test_split:
-        test = source.splits[data.test_split]()
+    named = [data[field] for field in _SPLIT_FIELDS if data[field] in source.splits]
+    whole = {name: source.splits[name]() for name in named}
+    roles = _roles(data, source, share, {name: len(split.images) for name, (split, _) in whole.items()})
+    splits: dict[str, Split] = {}
+    for role, (name, rows) in roles.items():
+        # In a fixed random order: the first of them are a sample, not the first class.
+        split = whole[name][0].take(rows[pipeline.mixed_order(len(rows))])
+        fits = split.images.nbytes <= data.memory_gib * 2**30
+        splits[role] = split.in_memory() if fits else split
+        if not fits:
+            source.notes.append(f"{role}: {split.images.nbytes / 2**30:.1f} GiB, read from disk (data.memory_gib)")
+    source.notes.extend(_unlearnable(splits, source.class_names))
+    fingerprint = _fingerprint(data, whole, source.class_names)
+    train, validation, test = splits["train"], splits.get("validation"), splits.get("test")
+    probes = None
+    if "labelled" in splits:
+        probes = splits["labelled"], splits.get("labelled_validation", validation)
+    notes = tuple(source.notes)
+    return DataSet(data.name, train, validation, test, source.class_names, fingerprint, notes, probes)
+
+
+def _roles(data, source: _Source, share: float, sizes: dict[str, int]) -> dict[str, tuple[str, np.ndarray]]:
+    """Which rows of which split play which part: {role: (split, rows)}."""
+    roles = {
+        field.removesuffix("_split"): (data[field], np.arange(sizes[data[field]]))
+        for field in _SPLIT_FIELDS
+        if data[field] in sizes
+    }
+
+    def hold_out(role: str, origin: str, percent: float) -> None:
+        name, rows = roles[origin]
+        kept, held = pipeline.hold_out(len(rows), percent)
+        if not len(kept):
+            kind = "training" if origin == "train" else origin
+            allowed = f"{len(held)} {kind} images are too few to hold out {percent:g} % for {role}"
+            raise reject("data.path", data.path, allowed)
+        source.notes.append(f"{role} split: seeded {percent:g} % of {name}, {len(held)} images")
+        roles[origin], roles[role] = (name, rows[kept]), (name, rows[held])
+
+    if data.test_split == "test" and "test" not in sizes:
+        hold_out("test", "train", source.test_percent)
     if share:
-        train, validation = _hold_out("validation", train, share, data, source.notes)
-    elif data.validation_split:
-        validation = source.splits[data.validation_split]()
-    if share and "validation" in source.splits:
-        source.notes.append("the data's own split `validation` is left out: data.validation_split is a share of train")
-    train = _mixed(train)
-    validation, test = (None if split is None else _mixed(split) for split in (validation, test))
-    fingerprint = _fingerprint((train, validation, test), source.class_names)
-    return DataSet(data.name, train, validation, test, source.class_names, fingerprint, tuple(source.notes))
+        hold_out("validation", "train", share)
+        if "labelled" in roles:
+            hold_out("labelled_validation", "labelled", share)
+        if "validation" in source.splits:
+            source.notes.append("the data's own split `validation` is left out: data.validation_split is a share")
+    return roles
 
 
-def _mixed(split: Split) -> Split:
-    """The same images in a fixed random order: the first of them are a sample, not the first class."""
-    order = pipeline.mixed_order(len(split.images))
-    return Split(split.images[order], None if split.labels is None else split.labels[order])
+def _unlearnable(splits: dict[str, Split], class_names: tuple[str, ...] | None) -> list[str]:
+    """A note where classes have no image to learn from."""
+    probes = splits.get("labelled", splits["train"])
+    if class_names is None or probes.labels is None:
+        return []
+    counts = np.bincount(probes.labels, minlength=len(class_names))
+    missing = [class_names[i] for i in np.flatnonzero(counts == 0)]
+    if not missing:
+        return []
+    listed = ", ".join(missing[:_NAMED_CLASSES]) + (", ..." if len(missing) > _NAMED_CLASSES else "")
+    return [f"{len(missing)} of {len(class_names)} classes have no training image, probes cannot learn them: {listed}"]
 
 
 def _validation_percent(text: str) -> float:
@@ -113,7 +126,7 @@ def _validation_percent(text: str) -> float:
 def _check_splits(data, source: _Source, share: float) -> None:
     known = set(source.splits)
     drawn = {"test"} if source.test_percent else set()
-    asked = [("train_split", known, []), ("test_split", known | drawn, ["empty"])]
+    asked = [("train_split", known, []), ("test_split", known | drawn, ["empty"]), ("labelled_split", known, ["empty"])]
     if not share:
         asked.append(("validation_split", known, ["a share such as 10%", "empty"]))
     used: set[str] = set()
@@ -128,32 +141,26 @@ def _check_splits(data, source: _Source, share: float) -> None:
         used.add(name)
 
 
-def _hold_out(name: str, split: Split, percent: float, data, notes: list[str]) -> tuple[Split, Split]:
-    kept, held = pipeline.hold_out(len(split.images), percent)
-    if not len(kept):
-        allowed = f"{len(held)} training images are too few to hold out {percent:g} % for {name}"
-        raise reject("data.path", data.path, allowed)
-    notes.append(f"{name} split: seeded {percent:g} % of {data.train_split}, {len(held)} images")
-    rest, drawn = (
-        Split(split.images[part], None if split.labels is None else split.labels[part]) for part in (kept, held)
-    )
-    return rest, drawn
-
-
-def _fingerprint(splits: tuple[Split | None, ...], class_names: tuple[str, ...] | None) -> str:
-    digest = hashlib.blake2b(ascii(class_names).encode(), digest_size=16)
-    for split in splits:
-        for array in (split.images, split.labels) if split else ():
-            digest.update(ascii(None if array is None else (array.shape, array.dtype.str)).encode())
-            if array is not None:
-                digest.update(np.ascontiguousarray(array).data)
-        digest.update(b"end")
+def _fingerprint(data, whole: dict[str, tuple[Split, str]], class_names: tuple[str, ...] | None) -> str:
+    """Depends on pixels, labels and which rows play which part; not on where the images lie or are kept."""
+    digest = hashlib.blake2b(ascii((class_names, [data[field] for field in _SPLIT_FIELDS])).encode(), digest_size=16)
+    for name, (split, pixels) in sorted(whole.items()):
+        digest.update(ascii((name, split.images.shape, pixels)).encode())
+        digest.update(b"none" if split.labels is None else split.labels.astype("<i4").tobytes())
     return digest.hexdigest()
 
 
-def _fit_split(images: np.ndarray, labels: np.ndarray, data) -> Split:
-    fitted = folder.fit_images(list(images), tuple(data.image_size), data.channels)
-    return Split(fitted, labels.astype(np.int32))
+def _array_split(images: np.ndarray, labels: np.ndarray, data) -> tuple[Split, str]:
+    fitted = decode.fit_images(list(images), tuple(data.image_size), data.channels)
+    return Split(fitted, labels.astype(np.int32)), store.digest_of(fitted)
+
+
+def _stored_split(name: str, key: str, data, chunks: Callable[[], Iterator[Chunk]], total: int) -> store.Store:
+    """Opens or makes the store of a split at the size and channels of the config."""
+    shape = (*data.image_size, data.channels)
+    label = "".join(c if c.isalnum() else "-" for c in name)
+    place = store.root(data.cache) / f"{label}-{'x'.join(map(str, shape))}-{store.key_of(key, shape)}"
+    return store.open_or_make(place, shape, chunks, total)
 
 
 def _open_folder(data) -> _Source:
@@ -161,15 +168,21 @@ def _open_folder(data) -> _Source:
     layout = folder.scan(data.path)
     notes = [f"ignored {layout.num_ignored} images outside the split folders"] if layout.num_ignored else []
 
-    def read(split: str) -> Split:
-        size, names = tuple(data.image_size), layout.splits[split]
-        images, kept, skipped = folder.read_images(layout.root, names, size, data.channels, data.on_error)
-        if skipped:
-            notes.append(f"{split}: skipped {len(skipped)} unreadable images, the first: {skipped[0]}")
-        labels = layout.labels(split, kept)
-        if labels is None and layout.class_names:
-            notes.append(f"{split}: no labels, because images lie outside the training split's classes")
-        return Split(images, labels)
+    def read(split: str) -> tuple[Split, str]:
+        names, size = layout.splits[split], tuple(data.image_size)
+        chunks = partial(decode.chunks, layout.root, names, size, data.channels, data.on_error)
+        key = folder.fingerprint(layout.root, names)
+        made = _stored_split(f"folder-{split}", key, data, chunks, len(names))
+        if made.skipped and data.on_error == "stop":
+            raise decode.unreadable(made.skipped[0])
+        if not made.names:
+            raise reject("data.path", data.path, f"no image can be read; the first: {made.skipped[0]}")
+        if made.skipped:
+            notes.append(f"{split}: skipped {len(made.skipped)} unreadable images, the first: {made.skipped[0]}")
+        labels = layout.labels(split, made.names)
+        if labels is None and layout.class_names and split != "train":
+            notes.append(f"{split}: no labels, because images lie outside the classes")
+        return Split(made.images, labels, made.names, made.sizes), made.digest
 
     return _Source({split: partial(read, split) for split in layout.splits}, layout.class_names, 10, notes)
 
@@ -180,7 +193,7 @@ def _open_digits(data) -> _Source:
 
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    train = partial(_fit_split, images, digits.target, data)
+    train = partial(_array_split, images, digits.target, data)
     return _Source({"train": train}, tuple(map(str, digits.target_names)), 20)
 
 
@@ -191,7 +204,9 @@ def _open_fashion_mnist(data) -> _Source:
     stems = {"train": "train", "test": "t10k"}
     files = {split: [root / f"{stem}-{kind}-ubyte.gz" for kind in kinds] for split, stem in stems.items()}
     if all(file.is_file() for pair in files.values() for file in pair):
-        splits: dict[str, Callable[[], Split]] = {s: partial(_read_idx_split, pair, data) for s, pair in files.items()}
+        splits: dict[str, Callable[[], tuple[Split, str]]] = {
+            s: partial(_read_idx_split, pair, data) for s, pair in files.items()
+        }
         return _Source(splits, CLASS_NAMES, notes=[f"read from {root}"])
     try:
         return _open_tfds(data)
@@ -199,19 +214,9 @@ def _open_fashion_mnist(data) -> _Source:
         raise UserError(f"{error}; or: apt-get install dataset-fashion-mnist, with data.path empty") from error
 
 
-def _read_idx_split(pair: list[pathlib.Path], data) -> Split:
-    images, labels = map(_read_idx, pair)
-    return _fit_split(images, labels, data)
-
-
-def _read_idx(file: pathlib.Path) -> np.ndarray:
-    """The array of a gzipped IDX file of unsigned bytes."""
-    try:
-        content = gzip.decompress(file.read_bytes())
-        shape = np.frombuffer(content, ">i4", content[3], 4)
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
-    except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
-        raise reject("data.path", str(file), f"is not a readable IDX file ({error})") from error
+def _read_idx_split(pair: list[pathlib.Path], data) -> tuple[Split, str]:
+    images, labels = map(idx.read, pair)
+    return _array_split(images, labels, data)
 
 
 def _open_embedded(data) -> _Source:
@@ -222,21 +227,26 @@ def _open_embedded(data) -> _Source:
 
 
 def _open_tfds(data) -> _Source:
-    """Any tfds set that lies prepared as array_record; nothing is ever downloaded."""
-    from hybrid_jax.data.embedded import builder
+    """Any tfds set that lies prepared; nothing is ever downloaded."""
+    from hybrid_jax.data import tfds_sets
 
-    return _tfds_source(builder.open_named(data.name, data.path, tuple(_SOURCES)), data)
+    return _tfds_source(tfds_sets.open_named(data.name, data.path, tuple(_SOURCES)), data)
 
 
 def _tfds_source(prepared, data) -> _Source:
-    from hybrid_jax.data.embedded import builder
+    def chunks(split: str) -> Iterator[Chunk]:
+        for images, labels in prepared.chunks(split):
+            sizes = np.array([image.shape[:2] for image in images], np.int32)
+            yield Chunk(decode.fit_images(images, tuple(data.image_size), data.channels), labels, None, sizes)
 
-    def read(split: str) -> Split:
-        images, labels = builder.read_split(prepared, split, tuple(data.image_size), data.channels)
-        return Split(images, labels)
+    def read(split: str) -> tuple[Split, str]:
+        key = folder.fingerprint(prepared.data_path, [file.name for file in prepared.files(split)])
+        made = _stored_split(f"{prepared.name}-{split}", key, data, partial(chunks, split), prepared.splits[split])
+        secret = made.labels is None or (made.labels < 0).any()
+        return Split(made.images, None if secret else made.labels, None, made.sizes), made.digest
 
-    splits: dict[str, Callable[[], Split]] = {split: partial(read, split) for split in prepared.info.splits}
-    return _Source(splits, builder.class_names(prepared), notes=[f"read from {prepared.data_path}"])
+    splits: dict[str, Callable[[], tuple[Split, str]]] = {split: partial(read, split) for split in prepared.splits}
+    return _Source(splits, prepared.class_names, notes=[f"read from {prepared.data_path}"])
 
 
 _SOURCES = {

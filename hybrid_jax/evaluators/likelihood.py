@@ -30,7 +30,7 @@ def fit_histograms(images: np.ndarray, spec: TokenSpec, palette, batch_size: int
     Args:
       images: (n, H, W, C) uint8.
       spec: how images become tokens.
-      palette: (K, C) colours of the palette kind, else None.
+      palette: of the palette kind, else None.
       batch_size: images that are encoded at once.
 
     Returns:
@@ -71,13 +71,15 @@ def unit_of(spec: TokenSpec) -> tuple[str, float]:
     return "bits_per_dim", size * math.log(2)
 
 
-def _description(spec: TokenSpec) -> dict:
+def _description(model, images: np.ndarray) -> dict:
+    spec = model.spec
     if spec.kind == "palette":
         note = "lossy: scores the nearest palette colours, not the pixels; no bits/dim follows from it"
         return {
             "token_kind": "palette",
             "palette_size": spec.vocab_size,
             "comparable_with_literature": False,
+            "palette_psnr_db": tokens_lib.palette_psnr(images, spec, model.palette),
             "note": note,
         }
     exact = spec.vocab_size == 256
@@ -97,7 +99,8 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
 
     Returns:
       One result, lower is better: `value` on the test split with its `standard_error`, `train_value` on
-      the first `train_n` training images, `comparable_with_literature`.
+      the first `train_n` training images, `comparable_with_literature`, of a palette
+      `palette_psnr_db` on the same test images.
 
     Raises:
       Skipped: no likelihood, or no test split.
@@ -115,7 +118,7 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
 
     key = {"protocol": PROTOCOL, "data": data.fingerprint, "spec": repr(model.spec), "n": len(test)}
     if model.palette is not None:
-        key["palette"] = hashlib.sha256(np.asarray(model.palette, np.float32).tobytes()).hexdigest()
+        key["palette"] = hashlib.sha256(np.asarray(model.palette.colours, np.float32).tobytes()).hexdigest()
     values = -np.asarray(model.log_prob(test), np.float64) / unit
     train_values = -np.asarray(model.log_prob(train[: len(test)]), np.float64) / unit
     return [
@@ -129,6 +132,6 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
             "train_value": float(train_values.mean()),
             "train_n": len(train_values),
             "floor": {"per-position histogram": floors.get(floor, **key)},
-            **_description(model.spec),
+            **_description(model, test),
         }
     ]

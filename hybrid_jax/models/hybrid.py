@@ -30,7 +30,7 @@ class PatchEmbedding(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, palette: jax.Array | None) -> jax.Array:
+    def __call__(self, tokens: jax.Array, palette: tokens_lib.Palette | None) -> jax.Array:
         """(B, N, S) int32 -> (B, N, D)."""
         if self.spec.tokens_per_patch == 1:
             return nn.Embed(self.spec.vocab_size, self.width, dtype=self.dtype, name="table")(tokens[..., 0])
@@ -51,7 +51,7 @@ class Encoder(nn.Module):
     def __call__(
         self,
         tokens: jax.Array,
-        palette: jax.Array | None,
+        palette: tokens_lib.Palette | None,
         causal: bool,
         keep: jax.Array | None = None,
         collect: bool = False,
@@ -60,7 +60,7 @@ class Encoder(nn.Module):
 
         Args:
           tokens: (B, Q, S) int32; all N patches, or the kept ones.
-          palette: (K, C) colours of the palette kind.
+          palette: of the palette kind.
           causal: the mask over patches.
           keep: (B, Q) which patches these are; None means all, in order.
           collect: also return every block's output.
@@ -152,7 +152,7 @@ class HybridModel(nn.Module):
         self.head = LinearHead(vocab, dtype) if linear else MaskedMLPHead(vocab, c.activation, dtype)
         self.projection = Projection(tuple(c.projection_dims), c.activation, dtype)
 
-    def __call__(self, tokens: jax.Array, palette: jax.Array | None) -> None:
+    def __call__(self, tokens: jax.Array, palette: tokens_lib.Palette | None) -> None:
         """Runs every existing branch once, so that `init` creates its parameters."""
         self.encoder(tokens, palette, causal=True)
         if self.generative:
@@ -160,12 +160,12 @@ class HybridModel(nn.Module):
         if self.contrastive:
             self.view_embedding(tokens, palette)
 
-    def token_log_prob(self, tokens: jax.Array, palette: jax.Array | None) -> jax.Array:
+    def token_log_prob(self, tokens: jax.Array, palette: tokens_lib.Palette | None) -> jax.Array:
         """Exact log-likelihood, token by token.
 
         Args:
           tokens: (B, N, S) int32; the only thing the result depends on.
-          palette: (K, C) colours of the palette kind.
+          palette: of the palette kind.
 
         Returns:
           (B, N, S) float32, nats, in generation order.
@@ -176,12 +176,14 @@ class HybridModel(nn.Module):
         values = tokens_lib.dequantise(tokens, self.spec, palette)
         return self.head(states, tokens, values)
 
-    def view_embedding(self, tokens: jax.Array, palette: jax.Array | None, keep: jax.Array | None = None) -> jax.Array:
+    def view_embedding(
+        self, tokens: jax.Array, palette: tokens_lib.Palette | None, keep: jax.Array | None = None
+    ) -> jax.Array:
         """Contrastive embedding of views.
 
         Args:
           tokens: (B, Q, S) int32, the patches a view keeps.
-          palette: (K, C) colours of the palette kind.
+          palette: of the palette kind.
           keep: (B, Q) int32 which patches these are; None means all N, in order.
 
         Returns:
@@ -190,7 +192,7 @@ class HybridModel(nn.Module):
         encoded, _ = self.encoder(tokens, palette, self.config.view_attention == "causal", keep)
         return self.projection(jnp.mean(encoded, axis=1, dtype=jnp.float32))
 
-    def features(self, tokens: jax.Array, palette: jax.Array | None) -> dict[str, jax.Array]:
+    def features(self, tokens: jax.Array, palette: tokens_lib.Palette | None) -> dict[str, jax.Array]:
         """Mean over positions of every layer, by name.
 
         The mask is the one the features were trained under: the view mask where a contrastive branch
@@ -199,7 +201,7 @@ class HybridModel(nn.Module):
 
         Args:
           tokens: (B, N, S) int32.
-          palette: (K, C) colours of the palette kind.
+          palette: of the palette kind.
 
         Returns:
           {name: (B, D) float32}.
@@ -231,7 +233,7 @@ def build_model(config, constrain: Constrain = _identity) -> HybridModel:
     )
 
 
-def init_params(model: HybridModel, key: jax.Array, palette: jax.Array | None) -> Any:
+def init_params(model: HybridModel, key: jax.Array, palette: tokens_lib.Palette | None) -> Any:
     """Returns fresh float32 parameters; every module's values depend on `key` and its name only."""
     spec = model.spec
     tokens = jnp.zeros((1, spec.num_patches, spec.tokens_per_patch), jnp.int32)

@@ -4,11 +4,19 @@ Dimensions: B batch, H W C image, N patches, S tokens per patch, V vocabulary, K
 """
 
 import dataclasses
+import math
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import threadpoolctl
+from scipy.spatial import cKDTree
+
+_PALETTE_IMAGES = 10_000
+_PIXELS_AT_ONCE = 2**20
+_CELL = 4  # pixel values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +71,55 @@ class TokenSpec:
         return self.height, self.width, self.channels
 
 
+class Palette(flax.struct.PyTreeNode):
+    """Colours and which of them is nearest to each 8-bit pixel.
+
+    Attributes:
+      colours: (K, C) float32 in [-1, 1].
+      nearest: (256**C,) uint16, by the pixel's channels as digits; of equally near colours any, always the same.
+    """
+
+    colours: Any
+    nearest: Any
+
+    @classmethod
+    def from_colours(cls, colours: np.ndarray) -> "Palette":
+        """Finds the nearest colour of every pixel value, which for C = 3 takes seconds.
+
+        Args:
+          colours: (K, C) float32 in [-1, 1], K at most 65,536.
+        """
+        colours = np.asarray(colours, np.float32)
+        return cls(colours, _nearest_colours((colours.astype(np.float64) + 1) * 127.5).astype(np.uint16))
+
+
+def _nearest_colours(colours: np.ndarray) -> np.ndarray:
+    """(K, C) on the 0..255 scale -> (256**C,): the nearest one of every pixel value, exactly."""
+    tree, channels = cKDTree(colours), colours.shape[1]
+    grid, cube = (256 // _CELL,) * channels, (256,) * channels
+    centres = np.stack(np.unravel_index(np.arange(math.prod(grid)), grid), axis=-1) * _CELL + (_CELL - 1) / 2
+    distance, index = tree.query(centres, k=2, workers=-1)
+    # No pixel lies further than this from the centre of its cell: where the second colour is that much further
+    # than the first, twice, the first is nearest to them all.
+    radius = (_CELL - 1) / 2 * math.sqrt(channels)
+    unsure = distance[:, 1] - distance[:, 0] <= 2.001 * radius
+    nearest, unsure = index[:, 0].reshape(grid), unsure.reshape(grid)
+    for axis in range(channels):
+        nearest, unsure = nearest.repeat(_CELL, axis), unsure.repeat(_CELL, axis)
+    nearest, left = nearest.ravel(), np.flatnonzero(unsure)
+    for part in np.array_split(left, len(left) // _PIXELS_AT_ONCE + 1):
+        nearest[part] = tree.query(np.stack(np.unravel_index(part, cube), axis=-1), workers=-1)[1]
+    return nearest
+
+
+def abstract_palette(spec: TokenSpec) -> Palette | None:
+    """Returns the shapes and dtypes of a spec's palette; None for intensity tokens."""
+    if spec.kind != "palette":
+        return None
+    colours = jax.ShapeDtypeStruct((spec.vocab_size, spec.channels), jnp.float32)
+    return Palette(colours, jax.ShapeDtypeStruct((256**spec.channels,), jnp.uint16))
+
+
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
     """(B, H, W, C) -> (B, N, p*p*C): patches in raster order, inside: row, column, channel."""
     b, h, w, c = images.shape
@@ -79,14 +136,14 @@ def unpatchify(patches: jax.Array, spec: TokenSpec) -> jax.Array:
     return x.reshape(-1, h, w, c)
 
 
-def encode(images: jax.Array, spec: TokenSpec, palette: jax.Array | None = None) -> jax.Array:
+def encode(images: jax.Array, spec: TokenSpec, palette: Palette | None = None) -> jax.Array:
     """Images to tokens.
 
     Args:
       images: (B, H, W, C); uint8, or float32 on the same 0..255 scale (augmented views), which is
         rounded to the nearest integer first.
       spec: the token specification.
-      palette: (K, C) float32 colours in [-1, 1]; only for the palette kind.
+      palette: only for the palette kind.
 
     Returns:
       (B, N, S) int32 in [0, V).
@@ -96,34 +153,31 @@ def encode(images: jax.Array, spec: TokenSpec, palette: jax.Array | None = None)
     values = patchify(images, spec.patch_size).astype(jnp.int32)
     if spec.kind == "intensity":
         return values * spec.vocab_size // 256
-    pixels = values.reshape(*values.shape[:2], -1, spec.channels) / 127.5 - 1
-    # Differences, not a matrix product: elementwise float32 gives one answer on every device.
-    distance = jnp.zeros(())
-    for c in range(spec.channels):
-        distance = distance + jnp.square(pixels[..., c, None] - _colours(palette)[:, c])
-    return jnp.argmin(distance, axis=-1).astype(jnp.int32)
+    pixels = values.reshape(*values.shape[:2], -1, spec.channels)
+    digits = 256 ** np.arange(spec.channels)[::-1]
+    return jnp.asarray(_required(palette).nearest)[jnp.sum(pixels * digits, axis=-1)].astype(jnp.int32)
 
 
-def dequantise(tokens: jax.Array, spec: TokenSpec, palette: jax.Array | None = None) -> jax.Array:
+def dequantise(tokens: jax.Array, spec: TokenSpec, palette: Palette | None = None) -> jax.Array:
     """(..., S) tokens -> (..., S, values_per_token) float32 in [-1, 1]: bin centres or colours."""
     if spec.kind == "palette":
-        return _colours(palette)[tokens]
+        return jnp.asarray(_required(palette).colours)[tokens]
     centre = (tokens + 0.5) * (256 / spec.vocab_size) - 0.5
     return (centre / 127.5 - 1)[..., None].astype(jnp.float32)
 
 
-def decode(tokens: jax.Array, spec: TokenSpec, palette: jax.Array | None = None) -> jax.Array:
+def decode(tokens: jax.Array, spec: TokenSpec, palette: Palette | None = None) -> jax.Array:
     """(B, N, S) tokens -> (B, H, W, C) uint8; encoding the result gives the same tokens.
 
     For the palette kind that holds where no two colours round to the same 8-bit colour.
     """
     if spec.kind == "intensity":
         return unpatchify(jnp.asarray(_middle_values(spec.vocab_size))[tokens], spec)
-    colours = jnp.clip(jnp.round((_colours(palette) + 1) * 127.5), 0, 255).astype(jnp.uint8)
+    colours = jnp.clip(jnp.round((_required(palette).colours + 1) * 127.5), 0, 255).astype(jnp.uint8)
     return unpatchify(colours[tokens].reshape(*tokens.shape[:2], -1), spec)
 
 
-def _colours(palette: jax.Array | None) -> jax.Array:
+def _required(palette: Palette | None) -> Palette:
     if palette is None:
         raise ValueError("palette tokens need a palette")
     return palette
@@ -136,14 +190,14 @@ def _middle_values(levels: int) -> np.ndarray:
     return np.array([b[len(b) // 2] for b in bins], np.uint8)
 
 
-def fit_palette(images: np.ndarray, size: int, seed: int = 0, sample: int = 100_000) -> np.ndarray:
-    """k-means palette of a seeded pixel sample, as Image GPT's (Chen et al. 2020).
+def fit_palette(images, size: int, seed: int = 0, sample: int = 100_000) -> np.ndarray:
+    """k-means colours of a seeded pixel sample, as Image GPT's palette (Chen et al. 2020).
 
     Args:
-      images: (n, H, W, C) uint8.
+      images: (n, H, W, C) uint8, in memory or on disk.
       size: K, number of colours; at most the number of distinct pixels in the sample.
       seed: of the sample and of k-means.
-      sample: how many pixels are clustered.
+      sample: how many pixels are clustered, from at most as many images.
 
     Returns:
       (K, C) float32 in [-1, 1].
@@ -153,9 +207,10 @@ def fit_palette(images: np.ndarray, size: int, seed: int = 0, sample: int = 100_
     """
     from sklearn.cluster import KMeans  # imported here: only palette runs pay for it
 
-    pixels = images.reshape(-1, images.shape[-1])
     rng = np.random.default_rng(seed)
-    chosen = pixels[rng.choice(len(pixels), min(sample, len(pixels)), replace=False)]
+    some = images[np.sort(rng.permutation(len(images))[:_PALETTE_IMAGES])]
+    pixels = some.reshape(-1, some.shape[-1])
+    chosen = pixels[rng.permutation(len(pixels))[:sample]]
     distinct = len(np.unique(chosen, axis=0))
     if distinct < size:
         raise ValueError(f"{distinct} distinct colours, fewer than the palette's {size}")
@@ -163,3 +218,22 @@ def fit_palette(images: np.ndarray, size: int, seed: int = 0, sample: int = 100_
     # Several threads would add partial sums in no fixed order.
     with threadpoolctl.threadpool_limits(1):
         return means.fit(chosen / 127.5 - 1).cluster_centers_.astype(np.float32)
+
+
+def palette_psnr(images: np.ndarray, spec: TokenSpec, palette: Palette) -> float:
+    """Peak signal-to-noise ratio of palette images, 10 log10(255^2 / mean squared error) over all of them.
+
+    Args:
+      images: (n, H, W, C) uint8.
+      spec: of palette tokens.
+      palette: its colours.
+
+    Returns:
+      dB; infinite where every pixel is a colour of the palette.
+    """
+    error = 0.0
+    for start in range(0, len(images), 500):
+        chunk = images[start : start + 500]
+        shown = np.asarray(decode(encode(jnp.asarray(chunk), spec, palette), spec, palette), np.float64)
+        error += float(np.sum(np.square(shown - chunk)))
+    return 10 * math.log10(255**2 * images.size / error) if error else math.inf

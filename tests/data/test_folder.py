@@ -1,16 +1,13 @@
 """Folders of image files, written here in every format and mode."""
 
 import itertools
-import struct
-import time
-import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from hybrid_jax import config as config_lib
-from hybrid_jax.data import folder, sources
+from hybrid_jax.data import decode, folder, sources
 from hybrid_jax.errors import UserError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -32,11 +29,6 @@ def save(path, value=0, size=(8, 8), **options):
     mode = "L" if isinstance(value, int) else "RGB"
     Image.new(mode, size, value).save(path, **options)
     return path
-
-
-def decode(path, size=(8, 8), channels=3):
-    images, _, _ = folder.read_images(path.parent, [path.name], size, channels, "stop")
-    return images[0]
 
 
 def error_of(config):
@@ -180,21 +172,6 @@ def test_an_unreadable_file_stops(tmp_path, name):
     assert message.endswith("remove it, or set data.on_error=skip")
 
 
-def test_stopping_does_not_wait_for_the_rest(tmp_path, monkeypatch):
-    names = [path.name for path in (save(tmp_path / f"{i:03}.png") for i in range(300))]
-    decoded = []
-
-    def slow(path, size, channels):
-        time.sleep(0.005)
-        decoded.append(path)
-        return "damaged"
-
-    monkeypatch.setattr(folder, "_decode", slow)
-    with pytest.raises(UserError, match=r"000.png"):
-        folder.read_images(tmp_path, names, (8, 8), 3, "stop")
-    assert len(decoded) < 150
-
-
 def test_unreadable_files_are_skipped_and_counted(tmp_path):
     for i in range(3):
         save(tmp_path / f"a/{i}.png", (i, i, i))
@@ -214,166 +191,116 @@ def test_nothing_readable_is_an_error_even_when_skipping(tmp_path):
     assert "no image can be read" in error_of(folder_config(tmp_path, on_error="skip"))
 
 
-def test_progress_is_shown_for_many_images_only(tmp_path, capsys, monkeypatch):
-    for i in range(3):
-        save(tmp_path / f"{i}.png")
-    sources.load(folder_config(tmp_path))
-    assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(folder, "_PROGRESS_ABOVE", 2)
-    sources.load(folder_config(tmp_path))
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert "reading images: 100%" in shown.err
+# The cache
 
 
-# Pixels
+@pytest.fixture
+def decodings(monkeypatch):
+    """The names of the files that were decoded."""
+    decoded, real = [], decode._decode
+    monkeypatch.setattr(decode, "_decode", lambda path, *rest: decoded.append(path.name) or real(path, *rest))
+    return decoded
 
 
-@pytest.mark.parametrize("suffix", [".png", ".bmp", ".webp"])
-def test_pixels_of_the_right_size_are_kept(tmp_path, suffix):
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-    path = tmp_path / f"a{suffix}"
-    Image.fromarray(pixels).save(path, lossless=True)
-    np.testing.assert_array_equal(decode(path), pixels)
+def test_files_are_decoded_once_for_each_size(tmp_path, decodings):
+    for i in range(20):
+        save(tmp_path / f"photos/{i:02}.png", i)
+    config = folder_config(tmp_path / "photos", cache=str(tmp_path / "cache"))
+    first = sources.load(config)
+    assert sorted(decodings) == [f"{i:02}.png" for i in range(20)]
+    assert sorted(first.train.names + first.test.names) == sorted(decodings)
+    again = sources.load(config)
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    config.data.path = str(tmp_path / "moved")
+    moved = sources.load(config)
+    assert len(decodings) == 20
+    assert first.fingerprint == again.fingerprint == moved.fingerprint
+    config.data.image_size = (4, 4)
+    assert sources.load(config).train.images.shape == (18, 4, 4, 3)
+    assert len(decodings) == 40
 
 
-def test_grey_and_colour(tmp_path):
-    grey = save(tmp_path / "grey.png", 77)
-    np.testing.assert_array_equal(decode(grey), np.full((8, 8, 3), 77))
-    np.testing.assert_array_equal(decode(grey, channels=1), np.full((8, 8, 1), 77))
-    luma = [decode(save(tmp_path / "c.png", colour), channels=1)[0, 0, 0] for colour in (RED, GREEN, BLUE)]
-    assert luma == [76, 150, 29]
+@pytest.mark.parametrize("change", ["content", "added", "removed", "renamed"])
+def test_a_change_of_the_folder_is_seen(tmp_path, decodings, change):
+    for i in range(20):
+        save(tmp_path / f"photos/{i:02}.png", i)
+    config = folder_config(tmp_path / "photos", cache=str(tmp_path / "cache"))
+    before = sources.load(config).fingerprint
+    file = tmp_path / "photos/03.png"
+    if change == "content":
+        save(file, 99)
+    elif change == "added":
+        save(tmp_path / "photos/99.png")
+    elif change == "removed":
+        file.unlink()
+    else:
+        file.rename(tmp_path / "photos/98.png")
+    assert sources.load(config).fingerprint != before
+    assert len(decodings) == 40 + {"added": 1, "removed": -1}.get(change, 0)
 
 
-def test_one_bit(tmp_path):
-    Image.fromarray(np.eye(8, dtype=bool)).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(decode(tmp_path / "a.png")[..., 1], np.eye(8) * 255)
+def test_a_cache_with_skipped_files_is_no_cache_for_a_run_that_stops_at_them(tmp_path):
+    for i in range(12):
+        save(tmp_path / f"photos/{i:02}.png", i)
+    (tmp_path / "photos/05.png").write_bytes(b"x")
+    config = folder_config(tmp_path / "photos", cache=str(tmp_path / "cache"), on_error="skip")
+    for _ in range(2):
+        assert any("skipped 1 unreadable images" in note for note in sources.load(config).notes)
+    config.data.on_error = "stop"
+    assert error_of(config).startswith(f"config.data.path='{tmp_path}/photos/05.png': cannot be read as an image (")
 
 
-def test_sixteen_bits_are_scaled(tmp_path):
-    values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1040
-    Image.fromarray(values).save(tmp_path / "a.png")
-    assert Image.open(tmp_path / "a.png").mode.startswith("I")
-    np.testing.assert_array_equal(decode(tmp_path / "a.png", channels=1)[..., 0], np.round(values / 257))
+def test_a_class_of_one_member_is_named_where_probes_cannot_learn_it(tmp_path):
+    for kind, count in (("many", 30), ("some", 12), ("one", 1)):
+        for i in range(count):
+            save(tmp_path / f"train/{kind}/{i}.png", i)
+            save(tmp_path / f"test/{kind}/{i}.png", i)
+    data = sources.load(folder_config(tmp_path))
+    assert not any("no training image" in note for note in data.notes)
+    (tmp_path / "train/one/0.png").unlink()
+    save(tmp_path / "train/none/x/0.png")
+    (tmp_path / "train/none").rename(tmp_path / "validation")
+    data = sources.load(folder_config(tmp_path, validation_split="validation"))
+    assert data.test.labels is None  # `one` is no class any more
+    for i in range(200):
+        save(tmp_path / f"flat/{'ab'[i % 2]}/{i}.png", i)
+    found = []
+    for i in range(12):  # a tenth of them falls into the test split
+        save(tmp_path / f"flat/only{i:02}/0.png", i)
+        found = [note for note in sources.load(folder_config(tmp_path / "flat")).notes if "no training image" in note]
+        if found:
+            break
+    assert len(found) == 1 and "classes have no training image, probes cannot learn them: only" in found[0]
 
 
-def png(colour_type, row, width=8, height=8):
-    """A 16-bit PNG of equal rows, in a mode that Pillow reads but cannot write."""
-
-    def chunk(kind, content):
-        checked = kind + content
-        return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
-
-    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
-    body = zlib.compress((b"\0" + row) * height)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+# Which part of the images evaluators see
 
 
-def test_sixteen_bit_colour_and_alpha(tmp_path):
-    (tmp_path / "rgb.png").write_bytes(png(2, struct.pack(">3H", 65535, 32896, 0) * 8))
-    assert decode(tmp_path / "rgb.png")[3, 3].tolist() == [255, 128, 0]
-    (tmp_path / "la.png").write_bytes(png(4, struct.pack(">2H", 65535, 32896) * 8))
-    assert decode(tmp_path / "la.png")[3, 3].tolist() == [128, 128, 128]
-    (tmp_path / "rgba.png").write_bytes(png(6, struct.pack(">4H", 65535, 0, 65535, 0) * 8))
-    assert decode(tmp_path / "rgba.png")[3, 3].tolist() == [0, 0, 0]
+def test_evaluators_see_a_part_of_large_splits(tmp_path):
+    for i in range(60):
+        save(tmp_path / f"{'ab'[i % 2]}/{i:02}.png", i)
+    data = sources.load(folder_config(tmp_path, memory_gib=0.0))
+    assert not isinstance(data.train.images, np.ndarray)
+    part = data.for_evaluation(20).in_memory()
+    assert [len(split.images) for split in (part.train, part.test)] == [20, 6]
+    np.testing.assert_array_equal(part.train.images, data.train.images[:20])
+    np.testing.assert_array_equal(part.train.labels, data.train.labels[:20])
+    assert part.notes == ("evaluators see 20 of 54 train images (eval.max_images)",)
+    assert part.fingerprint != data.fingerprint
+    whole = data.for_evaluation(1000)
+    assert (whole.notes, whole.fingerprint) == ((), data.fingerprint)
 
 
-def test_alpha_is_composited_on_black(tmp_path):
-    pixels = np.full((8, 8, 4), (200, 100, 50, 255), np.uint8)
-    pixels[:4, :, 3], pixels[4:6, :, 3] = 0, 128
-    for suffix in (".png", ".webp"):
-        Image.fromarray(pixels).save(tmp_path / f"a{suffix}", lossless=True)
-        image = decode(tmp_path / f"a{suffix}")
-        assert image[0, 0].tolist() == [0, 0, 0]
-        np.testing.assert_allclose(image[5, 0], [100, 50, 25], atol=1)
-        assert image[7, 0].tolist() == [200, 100, 50]
-
-
-def test_transparent_pixels_do_not_bleed_when_resized(tmp_path):
-    pixels = np.zeros((64, 64, 4), np.uint8)
-    pixels[...] = (255, 255, 255, 0)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    assert decode(tmp_path / "a.png").max() == 0
-
-
-def test_palette_with_and_without_transparency(tmp_path):
-    image = Image.new("P", (8, 8), 0)
-    image.putpalette([*RED, *GREEN])
-    image.paste(1, (0, 0, 4, 8))
-    image.save(tmp_path / "a.png")
-    image.save(tmp_path / "t.png", transparency=1)
-    assert Image.open(tmp_path / "a.png").mode == "P"
-    opaque, transparent = decode(tmp_path / "a.png"), decode(tmp_path / "t.png")
-    assert (opaque[0, 0].tolist(), opaque[0, 7].tolist()) == (list(GREEN), list(RED))
-    assert (transparent[0, 0].tolist(), transparent[0, 7].tolist()) == ([0, 0, 0], list(RED))
-
-
-def test_transparent_colour_key(tmp_path):
-    image = Image.new("RGB", (8, 8), RED)
-    image.paste(BLUE, (0, 0, 4, 8))
-    image.save(tmp_path / "a.png", transparency=BLUE)
-    assert decode(tmp_path / "a.png")[0, (0, 7)].tolist() == [[0, 0, 0], list(RED)]
-
-
-def test_cmyk_jpeg(tmp_path):
-    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=95)
-    assert Image.open(tmp_path / "a.jpg").mode == "CMYK"
-    np.testing.assert_allclose(decode(tmp_path / "a.jpg")[4, 4], RED, atol=4)
-    np.testing.assert_allclose(decode(tmp_path / "a.jpg", channels=1)[4, 4], 76, atol=4)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
-def test_exif_orientation_is_applied(tmp_path, orientation, suffix):
-    upright = Image.new("L", (24, 8), 0)
-    upright.paste(255, (0, 0, 8, 4))
-    undo = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }  # fmt: skip
-    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored.save(tmp_path / f"a{suffix}", exif=exif, quality=100)
-    image = decode(tmp_path / f"a{suffix}", (8, 24), 1)
-    np.testing.assert_allclose(image[..., 0], np.asarray(upright), atol=12)
-
-
-def test_the_longer_side_is_cropped_around_the_centre(tmp_path):
-    for vertical in (False, True):
-        image = Image.new("RGB", (48, 16), RED)
-        image.paste(GREEN, (16, 0, 32, 16))
-        (image.transpose(Image.Transpose.ROTATE_90) if vertical else image).save(tmp_path / "a.png")
-        np.testing.assert_array_equal(decode(tmp_path / "a.png", (16, 16)), np.full((16, 16, 3), GREEN))
-
-
-def test_shrinking_averages_and_keeps_the_mean(tmp_path):
-    board = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
-    Image.fromarray(board).save(tmp_path / "a.png")
-    np.testing.assert_allclose(decode(tmp_path / "a.png", (16, 16), 1), 127.5, atol=2)
-
-
-@pytest.mark.parametrize("size", [(480, 720), (64, 60)])
-def test_a_jpeg_is_close_to_the_same_png(tmp_path, size):
-    y, x = np.indices(size) / size[0]
-    picture = Image.fromarray(np.stack([150 * x, 250 * y, 128 + 100 * np.sin(9 * x)], -1).astype(np.uint8))
-    picture.save(tmp_path / "a.png")
-    picture.save(tmp_path / "a.jpg", quality=98, subsampling=0)
-    difference = decode(tmp_path / "a.png", (28, 28)).astype(int) - decode(tmp_path / "a.jpg", (28, 28))
-    assert np.abs(difference).max() <= 4
-
-
-def test_small_images_are_enlarged(tmp_path):
-    path = save(tmp_path / "a.png", (1, 2, 3), (3, 5))
-    np.testing.assert_array_equal(decode(path, (28, 20)), np.full((28, 20, 3), (1, 2, 3)))
-
-
-@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (8, 8, 3)])
-def test_fit_images_takes_arrays(shape):
-    images = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
-    channels = shape[2] if len(shape) == 3 else 1
-    np.testing.assert_array_equal(folder.fit_images(images, (8, 8), channels), images.reshape(2, 8, 8, channels))
-    assert folder.fit_images(images, (4, 6), 3).shape == (2, 4, 6, 3)
-    wide = folder.fit_images(images.astype(np.uint16) * 257, (8, 8), channels)
-    np.testing.assert_array_equal(wide, images.reshape(2, 8, 8, channels))
+def test_a_labelled_split_takes_the_place_of_the_training_split_for_probes(tmp_path):
+    for i in range(20):
+        save(tmp_path / f"train/{i}.png", i)
+        save(tmp_path / f"labelled/{'ab'[i % 2]}/{i}.png", 100 + i)
+        save(tmp_path / f"test/{'ab'[i % 2]}/{i}.png", 200 + i)
+    data = sources.load(folder_config(tmp_path, labelled_split="labelled", validation_split="10%"))
+    assert data.train.labels is None and data.class_names == ("a", "b")
+    assert not any("no labels" in note for note in data.notes)
+    seen = data.for_evaluation(1000)
+    assert [len(s.images) for s in (data.train, data.validation, seen.train, seen.validation)] == [18, 2, 18, 2]
+    for split in (seen.train, seen.validation):
+        assert set(split.images[:, 0, 0, 0].tolist()) <= set(range(100, 120))
+        np.testing.assert_array_equal(split.labels, split.images[:, 0, 0, 0] % 2)

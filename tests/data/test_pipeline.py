@@ -6,8 +6,12 @@ import sys
 import numpy as np
 import pytest
 
-from hybrid_jax.data import pipeline
+from hybrid_jax import sharding
+from hybrid_jax.data import pipeline, store
+from hybrid_jax.data.store_writer import Chunk
 from hybrid_jax.errors import UserError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (100, 6, 4, 3)).astype(np.uint8)
 
 
 def epoch_batches(seed, epoch, num_images, batch_size):
@@ -75,3 +79,73 @@ def test_hold_out_cuts_all_images_in_two(total, percent, count):
 def test_hold_out_is_spread_over_the_data():
     _, held = pipeline.hold_out(1000, 10)
     assert (np.histogram(held, bins=4, range=(0, 1000))[0] > 10).all()
+
+
+@pytest.fixture(scope="module", params=["memory", "disk"])
+def images(request, tmp_path_factory):
+    """The same images as an array and as they lie in a store."""
+    if request.param == "memory":
+        return IMAGES
+    chunk = Chunk(IMAGES[np.argsort(pipeline.mixed_order(100))])
+    made = store.open_or_make(tmp_path_factory.mktemp("s") / "s", IMAGES.shape[1:], lambda: [chunk], 100)
+    return made.images.select(pipeline.mixed_order(100))
+
+
+def test_batches_are_the_images_of_the_order(images):
+    found = list(pipeline.batches(images, 3, 16, 0, 20))
+    want = [IMAGES[pipeline.batch_indices(3, step, 100, 16)] for step in range(20)]
+    np.testing.assert_array_equal(found, want)
+    assert found[0].dtype == np.uint8
+
+
+@pytest.mark.parametrize("start", [1, 5, 6, 19])
+def test_a_resumed_run_sees_the_batches_of_one_never_interrupted(images, start):
+    want = [IMAGES[pipeline.batch_indices(3, step, 100, 16)] for step in range(start, 20)]
+    np.testing.assert_array_equal(list(pipeline.batches(images, 3, 16, start, 20)), want)
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_hosts_together_hold_the_global_batches(images, hosts):
+    parts = np.split(np.arange(16), hosts)
+    found = [list(pipeline.batches(images, 3, 16, 2, 12, rows)) for rows in parts]
+    assert all(batch.shape == (16 // hosts, 6, 4, 3) for host in found for batch in host)
+    want = [IMAGES[pipeline.batch_indices(3, step, 100, 16)] for step in range(2, 12)]
+    np.testing.assert_array_equal([np.concatenate(batch) for batch in zip(*found, strict=True)], want)
+
+
+@pytest.mark.parametrize(("devices", "fsdp"), [(1, 1), (4, 1), (8, 2)])
+def test_a_global_batch_holds_the_rows_in_order(mesh_of, devices, fsdp):
+    mesh = mesh_of(devices, fsdp)
+    rows = sharding.local_rows(mesh, 16)
+    np.testing.assert_array_equal(rows, np.arange(16))
+    batch = sharding.global_batch(IMAGES[rows], mesh, 16)
+    np.testing.assert_array_equal(batch, IMAGES[:16])
+    assert {shard.data.shape[0] for shard in batch.addressable_shards} == {16 // devices}
+
+
+def test_reading_ahead_stops_when_it_is_no_longer_wanted(tmp_path):
+    code = f"""
+import pathlib
+from hybrid_jax.data import pipeline, store
+from hybrid_jax.data.store_writer import Chunk
+import numpy as np
+images = np.zeros((1000, 8, 8, 1), np.uint8)
+folder = pathlib.Path({str(tmp_path / "s")!r})
+made = store.open_or_make(folder, (8, 8, 1), lambda: [Chunk(images)], 1000)
+batches = pipeline.batches(made.images, 0, 10, 0, 10**9)
+print(len(next(batches)))
+"""
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert output.stdout == "10\n"
+
+
+def test_a_damaged_record_met_while_reading_ahead_is_told(tmp_path):
+    made = store.open_or_make(tmp_path / "s", IMAGES.shape[1:], lambda: [Chunk(IMAGES)], 100)
+    file = tmp_path / "s/images-00000.array_record"
+    content = bytearray(file.read_bytes())
+    content[5000] ^= 1
+    file.write_bytes(content)
+    made = store.open_or_make(tmp_path / "s", IMAGES.shape[1:], list, 100)
+    with pytest.raises(UserError, match="is damaged") as caught:
+        list(pipeline.batches(made.images, 0, 50, 0, 2))
+    assert "\n" not in str(caught.value)

@@ -172,9 +172,9 @@ def test_another_config_or_other_data_is_refused_and_sets_nothing_aside(tiny_con
         train.train_and_evaluate(tiny_config(train__total_steps=1, model__width=32), tmp_path, quiet[1])
     load = train.sources.load
     monkeypatch.setattr(train.sources, "load", lambda config: dataclasses.replace(load(config), fingerprint="other"))
-    with pytest.raises(UserError, match="not the data"):
+    with pytest.raises(UserError, match="not those the workdir was trained on"):
         train.train_and_evaluate(tiny_config(train__total_steps=1), tmp_path, quiet[1])
-    with pytest.raises(UserError, match="not the data"):
+    with pytest.raises(UserError, match="not those the workdir was trained on"):
         evaluate_workdir(tmp_path, None, None, quiet[1])
     assert checkpoint.Checkpoints(tmp_path).steps() == [1]
 
@@ -248,7 +248,7 @@ def test_a_palette_run_stores_its_palette(tiny_config, tmp_path, quiet):
     )  # fmt: skip
     assert train.train_and_evaluate(config, tmp_path, quiet[1])["nats_per_token"] > 0
     model = hybrid_jax.load(tmp_path)
-    assert model.palette.shape == (8, 1)
+    assert model.palette.colours.shape == (8, 1)
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1)).astype(np.uint8)
     assert np.isfinite(model.log_prob(images)).all()
     with pytest.raises(UserError, match="lossy"):

@@ -11,12 +11,12 @@ import scipy.stats
 from hybrid_jax import evaluators
 from hybrid_jax.config import default_config
 from hybrid_jax.evaluators import likelihood
-from hybrid_jax.models.tokens import TokenSpec, encode
+from hybrid_jax.models.tokens import Palette, TokenSpec, encode
 
 RNG = np.random.default_rng(0)
 TRAIN = RNG.integers(0, 200, (7, 4, 6, 3)).astype(np.uint8)
 TEST = RNG.integers(0, 256, (5, 4, 6, 3)).astype(np.uint8)
-PALETTE = RNG.uniform(-1, 1, (6, 3)).astype(np.float32)
+PALETTE = Palette.from_colours(RNG.uniform(-1, 1, (6, 3)))
 INTENSITY = TokenSpec("intensity", 16, 2, 4, 6, 3)
 COLOURS = TokenSpec("palette", 6, 2, 4, 6, 3)
 
@@ -110,7 +110,7 @@ def test_the_floor_is_kept_for_its_tokens_only(tmp_path, monkeypatch):
     for _ in range(2):
         evaluators.evaluate(*case(COLOURS, PALETTE), tmp_path)
     assert len(fits) == 1
-    evaluators.evaluate(*case(COLOURS, PALETTE[::-1] * 0.5), tmp_path)
+    evaluators.evaluate(*case(COLOURS, Palette.from_colours(PALETTE.colours * 0.5)), tmp_path)
     evaluators.evaluate(*case(INTENSITY), tmp_path)
     assert len(fits) == 3
 

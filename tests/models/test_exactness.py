@@ -29,7 +29,7 @@ def trained(kind, levels, patch, image_size=(4, 2), steps=12):
     config.model.width = 8
     config.objective.contrastive_weight = 0.0
     model = hybrid.build_model(config)
-    palette = jnp.linspace(-1, 1, levels)[:, None] if kind == "palette" else None
+    palette = tokens.Palette.from_colours(np.linspace(-1, 1, levels)[:, None]) if kind == "palette" else None
     params = hybrid.init_params(model, jax.random.key(0), palette)
     rng = np.random.default_rng(0)
     images = rng.choice([0, 90, 255], size=(16, *image_size, 1), p=[0.6, 0.3, 0.1]).astype(np.uint8)

@@ -145,12 +145,25 @@ def test_patches_are_in_raster_order_and_inside_row_column_channel():
 
 def test_palette_tokens_are_the_nearest_colours():
     rng = np.random.default_rng(0)
-    palette = rng.uniform(-1, 1, (9, 3)).astype(np.float32)
-    images = rng.integers(0, 256, (2, 4, 4, 3)).astype(np.uint8)
-    spec = tokens.TokenSpec("palette", 9, 2, 4, 4, 3)
-    pixels = tokens.patchify(jnp.asarray(images), 2).reshape(2, 4, 4, 3) / 127.5 - 1
-    distance = ((np.asarray(pixels, np.float64)[..., None, :] - palette) ** 2).sum(-1)
-    np.testing.assert_array_equal(tokens.encode(images, spec, palette), distance.argmin(-1))
+    colours = rng.uniform(-1, 1, (9, 3)).astype(np.float32)
+    images = rng.integers(0, 256, (40, 8, 8, 3)).astype(np.uint8)
+    spec = tokens.TokenSpec("palette", 9, 2, 8, 8, 3)
+    pixels = tokens.patchify(jnp.asarray(images), 2).reshape(40, 16, 4, 3) / 127.5 - 1
+    distance = ((np.asarray(pixels, np.float64)[..., None, :] - colours) ** 2).sum(-1)
+    palette = tokens.Palette.from_colours(colours)
+    coded = jax.jit(tokens.encode, static_argnums=1)(images, spec, palette)
+    np.testing.assert_array_equal(coded, distance.argmin(-1))
+    shown = np.asarray(tokens.decode(coded, spec, palette), np.float64)
+    error = np.square(shown - images).mean()
+    assert tokens.palette_psnr(images, spec, palette) == pytest.approx(10 * np.log10(255**2 / error), abs=1e-9)
+
+
+def test_grey_palettes_and_pixels_that_are_colours_of_the_palette():
+    spec = tokens.TokenSpec("palette", 3, 1, 2, 2, 1)
+    palette = tokens.Palette.from_colours(np.array([[255.0], [0], [100]]) / 127.5 - 1)
+    images = np.array([[0, 49, 51, 177], [178, 255, 100, 0]], np.uint8).reshape(2, 2, 2, 1)
+    assert tokens.encode(images, spec, palette).ravel().tolist() == [1, 1, 2, 2, 0, 0, 2, 1]
+    assert tokens.palette_psnr(images[:, 1:] * 0, spec, palette) == np.inf
 
 
 def test_a_fitted_palette_finds_the_colours_that_are_there():

@@ -1,0 +1,90 @@
+"""What a run sees of its data: splits of uint8 images, in memory or on disk."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from hybrid_jax.data.store import StoredImages
+from hybrid_jax.errors import reject
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Images that belong together.
+
+    Attributes:
+      images: (n, H, W, C) uint8, in memory or read on demand.
+      labels: (n,) int32, or None where they are not known.
+      names: of the image files, or None.
+      sizes: (n, 2) int32, height and width before resizing, in pixels; or None.
+    """
+
+    images: np.ndarray | StoredImages
+    labels: np.ndarray | None
+    names: list[str] | None = None
+    sizes: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> "Split":
+        """Returns these images in this order; those on disk stay there."""
+        return Split(
+            self.images.select(rows) if isinstance(self.images, StoredImages) else self.images[rows],
+            None if self.labels is None else self.labels[rows],
+            None if self.names is None else [self.names[row] for row in rows],
+            None if self.sizes is None else self.sizes[rows],
+        )
+
+    def in_memory(self) -> "Split":
+        """Returns the same split with its images read."""
+        if isinstance(self.images, np.ndarray):
+            return self
+        return dataclasses.replace(self, images=self.images.to_memory())
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """What a run sees of a data set.
+
+    Attributes:
+      name: as in config.data.name.
+      train, validation, test: disjoint splits in a fixed random order; the last two may be None.
+      labelled: training and validation split of the probes, where these are not `train` and `validation`.
+      class_names: in the order of the labels, or None.
+      fingerprint: hex digest of pixels, labels, splits and order; changes when the data does.
+      notes: lines for the log.
+    """
+
+    name: str
+    train: Split
+    validation: Split | None
+    test: Split | None
+    class_names: tuple[str, ...] | None
+    fingerprint: str
+    notes: tuple[str, ...]
+    labelled: tuple[Split, Split | None] | None = None
+
+    def check(self, fingerprint: str | None, path: str) -> None:
+        """Raises UserError where this is not the data of a checkpoint; `path` is config.data.path."""
+        if self.fingerprint != fingerprint:
+            allowed = "the images, labels or splits are not those the workdir was trained on; put them back"
+            raise reject("data.path", path, f"{allowed}, or train in another --workdir")
+
+    def for_evaluation(self, max_images: int) -> "DataSet":
+        """Returns what evaluators see: probes' splits for `train` and `validation`, at most `max_images` of each.
+
+        A split in a random order is represented by its first images. `notes` says what was cut.
+        """
+        train, validation = self.labelled or (self.train, self.validation)
+        splits: dict[str, Any] = {"train": train, "validation": validation, "test": self.test}
+        notes = []
+        for name, split in splits.items():
+            if split is not None and len(split.images) > max_images:
+                notes.append(f"evaluators see {max_images:,} of {len(split.images):,} {name} images (eval.max_images)")
+                splits[name] = split.take(np.arange(max_images))
+        seen = f"{self.fingerprint}, at most {max_images}" if notes else self.fingerprint
+        return dataclasses.replace(self, **splits, labelled=None, fingerprint=seen, notes=tuple(notes))
+
+    def in_memory(self) -> "DataSet":
+        """Returns the same data with the images of the three splits read."""
+        validation, test = (split and split.in_memory() for split in (self.validation, self.test))
+        return dataclasses.replace(self, train=self.train.in_memory(), validation=validation, test=test)

@@ -1,0 +1,204 @@
+"""Prepares an image set of tfds once, to be read ever after without TensorFlow.
+
+python -m hybrid_jax.data.prepare NAME [--data_dir=DIR] [--manual_dir=DIR] [--file_format=array_record|tfrecord]
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import os
+import pathlib
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+
+import tensorflow_datasets as tfds
+from absl import logging
+from tensorflow_datasets.core.download import resource
+from tensorflow_datasets.core.utils import lazy_imports_utils
+
+from hybrid_jax.config import nearest
+from hybrid_jax.data import downloads, prepare_errors, tfds_sets
+from hybrid_jax.errors import UserError
+
+FORMATS = ("array_record", "tfrecord")
+_NOT_PREPARED = ("embedded", "digits", "folder")
+_FEW = 20  # configs that one line can list
+
+Say = Callable[[str], None]
+
+
+def prepare(name: str, data_dir: str, manual_dir: str, file_format: str, say: Say) -> tfds_sets.Prepared:
+    """Prepares a set unless it is already; any number of processes may do so at once.
+
+    Args:
+      name: `set`, `set/config` or `set:version`.
+      data_dir: where prepared sets lie; empty = the default of tfds, which honours TFDS_DATA_DIR.
+      manual_dir: a folder of archives fetched by hand; empty = they are downloaded.
+      file_format: one of FORMATS; empty = as it is prepared, or array_record.
+      say: is given lines for the user.
+
+    Raises:
+      UserError: any reason why it cannot be prepared, in one line.
+    """
+    root = pathlib.Path(tfds_sets.data_root(data_dir))
+    if manual_dir and not os.path.isdir(os.path.expanduser(manual_dir)):
+        raise UserError(f"--manual_dir={manual_dir}: no such folder")
+    if prepared := _find(name, root, file_format):
+        say(f"{prepared.name} is already prepared as {_summary(prepared, data_dir)}")
+        return prepared
+    builder = _builder(name, root, file_format or FORMATS[0])
+    manual = pathlib.Path(manual_dir or root / "downloads/manual").expanduser()
+    _check_manual_files(builder, name, manual)
+    try:
+        with downloads.alone(root, tfds_sets.base_name(name), say):
+            # In this order: another process may finish in between, where there are no locks.
+            exists = builder.data_path.exists()
+            if not (prepared := _find(name, root, file_format)):
+                if exists:
+                    raise UserError(f"{builder.data_path} is damaged (no features.json); delete it and run again")
+                say(f"preparing {name} in {root}")
+                _run(builder, name, root, manual)
+                prepared = _find(name, root, "")
+    except OSError as error:
+        reason = prepare_errors.reason(error)
+        raise UserError(f"{root} cannot be written ({reason}); choose another --data_dir") from error
+    if not prepared:
+        raise UserError(f"{name} cannot be prepared: tfds wrote nothing to {builder.data_path}")
+    say(f"{prepared.name} is prepared as {_summary(prepared, data_dir)}")
+    return prepared
+
+
+def _find(name: str, root: pathlib.Path, file_format: str) -> tfds_sets.Prepared | None:
+    """The set if it lies prepared with all its files."""
+    if not tfds_sets.is_name(name):
+        return None
+    prepared = tfds_sets.find(name, str(root))
+    if prepared is None:
+        return None
+    for split in prepared.splits:
+        prepared.files(split)
+    if file_format and prepared.file_format != file_format:
+        there = f"is already prepared as {prepared.file_format} in {prepared.data_path}"
+        raise UserError(f"--file_format={file_format}: {name} {there}; formats do not mix in one --data_dir")
+    return prepared
+
+
+def _summary(prepared: tfds_sets.Prepared, data_dir: str) -> str:
+    sizes = ", ".join(f"{split} {count:,}" for split, count in prepared.splits.items())
+    path = f" --config.data.path={shlex.quote(data_dir)}" if data_dir else ""
+    use = f"use it with --config.data.name={prepared.name}{path}"
+    return f"{prepared.file_format} in {prepared.data_path} ({sizes}); {use}"
+
+
+def _builder(name: str, root: pathlib.Path, file_format: str) -> tfds.core.DatasetBuilder:
+    """The builder of a set that can be prepared here, as far as can be known before its download."""
+    base, known = tfds_sets.base_name(name), tfds.list_builders(with_community_datasets=False)
+    if base not in known or not tfds_sets.is_name(name):
+        raise UserError(f"{name}: no such data set{nearest(base, known)}; must be SET or SET/CONFIG of tfds")
+    try:
+        _check_config(name, list(tfds.builder_cls(base).builder_configs))
+        builder = tfds.builder(name, data_dir=str(root), file_format=file_format)
+        tfds_sets.check_features(name, builder.info.features)
+    except UserError:
+        raise
+    except Exception as error:  # the set's own code runs
+        raise UserError(prepare_errors.explain(error, name)) from error
+    if _needs_tensorflow(builder, file_format) and importlib.util.find_spec("tensorflow") is None:
+        raise UserError(prepare_errors.tensorflow_is_missing(name))
+    return builder
+
+
+def _check_config(name: str, configs: list[str]) -> None:
+    base, _, config = name.partition(":")[0].partition("/")
+    if not config or config in configs:
+        return
+    if not configs:
+        raise UserError(f"{name}: {base} has no configs; the name is {base}")
+    if len(configs) > _FEW:
+        raise UserError(f"{name}: no such config{nearest(config, configs)}; {base} has {len(configs)}")
+    raise UserError(f"{name}: no such config; must be one of: {', '.join(f'{base}/{known}' for known in configs)}")
+
+
+def _needs_tensorflow(builder: tfds.core.DatasetBuilder, file_format: str) -> bool:
+    """What tfds itself or the set's code surely uses TensorFlow for; the rest shows while it is prepared."""
+    code = vars(sys.modules[type(builder).__module__]).values()
+    archives = [resource.guess_extract_method(info.filename or url) for url, info in (builder.url_infos or {}).items()]
+    return (
+        file_format == "tfrecord"
+        or any(value is lazy_imports_utils.tensorflow for value in code)
+        or any(method != resource.ExtractMethod.NO_EXTRACT for method in archives)
+    )
+
+
+def _check_manual_files(builder: tfds.core.DatasetBuilder, name: str, manual: pathlib.Path) -> None:
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not (manual.is_dir() and any(manual.iterdir())):
+        raise UserError(prepare_errors.manual_files(builder, name, manual, "nothing is there"))
+
+
+def _run(builder: tfds.core.DatasetBuilder, name: str, root: pathlib.Path, manual: pathlib.Path) -> None:
+    for url, info in (builder.url_infos or {}).items():
+        # tfds looks in the manual folder for files whose name it recorded; of some sets it did not.
+        info.filename = info.filename or url.partition("?")[0].rpartition("/")[2]
+    with downloads.watched(root, builder.name) as (asked, extracted):
+        options = tfds.download.DownloadConfig(extracted, manual, try_download_gcs=False)
+        try:
+            # What tfds prints says less than its progress bars, which go to stderr.
+            with contextlib.redirect_stdout(io.StringIO()):
+                builder.download_and_prepare(download_config=options)
+        except Exception as error:  # of tfds, of the set's own code and of what it imports
+            # Where there are no file locks, the first process wins and the others fail in many ways.
+            if not builder.data_path.exists():
+                raise UserError(prepare_errors.explain(error, name, builder, manual, asked)) from error
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(f"{message}; see --help")
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = _Parser("python -m hybrid_jax.data.prepare", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("name", metavar="NAME", help="a set of tfds, such as cifar10 or downsampled_imagenet/32x32")
+    parser.add_argument("--data_dir", default="", help="where it is put (default: TFDS_DATA_DIR, else tfds's own)")
+    parser.add_argument("--manual_dir", default="", help="folder of the original archives, where there is no network")
+    parser.add_argument("--file_format", default="", choices=FORMATS, help="default: array_record")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    """Entry point of `python -m hybrid_jax.data.prepare`; returns the exit code, 2 at a mistake to mend."""
+    # Else TensorFlow's first lines are about itself.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    logging.set_verbosity(logging.WARNING)
+    # So that half-written files are removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        flags = _parse(argv)
+        if flags.name in _NOT_PREPARED:
+            _say(f"{flags.name} needs no preparation")
+        else:
+            prepare(flags.name, flags.data_dir, flags.manual_dir, flags.file_format, _say)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 1
+    except SystemExit as event:
+        return int(event.code or 0)
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    exit_code = main(sys.argv[1:])
+    sys.stderr.flush()
+    # Threads of tfds may still be downloading, and would be waited for.
+    os._exit(exit_code)
