@@ -2,7 +2,7 @@
 
 python -m hybrid_jax.main --config=configs/cifar10.py --workdir=runs/cifar10
 
-Data: the tfds set `cifar10`, prepared as array_record.
+Data: the tfds set `cifar10`, prepared once by `python -m hybrid_jax.data.prepare cifar10`.
 Hardware: one GPU or a TPU host. Result: not run (shapes are checked by a test).
 """
 

@@ -2,8 +2,9 @@
 
 python -m hybrid_jax.main --config=configs/imagenet64.py --workdir=runs/imagenet64
 
-Data: the tfds set `downsampled_imagenet/64x64`, prepared as array_record; it has no labels, so the evaluators
-that need them are skipped.
+Data: the tfds set `downsampled_imagenet/64x64`, prepared once by
+`python -m hybrid_jax.data.prepare downsampled_imagenet/64x64`; 13 GiB, which stay on disk. It has no labels, so the
+evaluators that need them are skipped.
 Hardware: 64 or more accelerators, which takes several hosts. Result: not run (shapes are checked by a test).
 """
 

@@ -1,12 +1,12 @@
 """The command line: flags -> mode -> one call. `python -m hybrid_jax.main --help`."""
 
-import os
 import signal
 import sys
 
 from absl import flags, logging
 from ml_collections import config_flags
 
+from hybrid_jax import command_line
 from hybrid_jax import config as config_lib
 from hybrid_jax.errors import NonFiniteError, Preempted, UserError
 
@@ -66,37 +66,10 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def parse(argv: list[str]) -> None:
-    """Reads the flags; absl's and ml_collections' own errors become one line.
-
-    Raises:
-      UserError: an unknown flag or config key, a value of the wrong type, a missing config file.
-    """
-    for path in (word.removeprefix("--config=") for word in argv if word.startswith("--config=")):
-        if not os.path.isfile(path):
-            raise UserError(f"--config={path}: no such file; the experiments are in configs/")
-    if {"--help", "-h", "-help", "--helpfull", "-?"} & set(argv):
-        print(f"{__doc__}\n{flags.FLAGS.main_module_help()}")
-        sys.exit(0)
-    try:
-        rest = flags.FLAGS(argv)
-    except Exception as error:  # both raise many types while they parse
-        raise UserError(_explain(error, argv)) from error
-    if rest[1:]:
-        raise UserError(f"{rest[1]}: not a flag; flags start with --")
-
-
-def _explain(error: Exception, argv: list[str]) -> str:
-    for name in (word.split("=")[0].removeprefix("--config.") for word in argv if word.startswith("--config.")):
-        if name not in config_lib.FIELDS:
-            return f"--config.{name}: no such field{config_lib.nearest(name, config_lib.FIELDS)}"
-    return str(error).strip().split("\n")[0]
-
-
 def main() -> None:
     """Entry point of `hybrid-jax` and `python -m hybrid_jax.main`."""
     try:
-        parse(sys.argv)
+        command_line.parse(sys.argv, __doc__)
         # Orbax and tfds log their own steps; what a user needs to know, the modes say.
         logging.set_verbosity(logging.ERROR)
         run()

@@ -1,0 +1,40 @@
+"""Flags on the command line, and what is wrong with them in one line."""
+
+import os
+import sys
+
+from absl import flags
+
+from hybrid_jax import config as config_lib
+from hybrid_jax.errors import UserError
+
+
+def parse(argv: list[str], about: str) -> None:
+    """Reads the flags; absl's and ml_collections' own errors become one line.
+
+    Args:
+      argv: of the process.
+      about: what --help prints above the flags.
+
+    Raises:
+      UserError: an unknown flag or config key, a value of the wrong type, a missing config file.
+    """
+    for path in (word.removeprefix("--config=") for word in argv if word.startswith("--config=")):
+        if not os.path.isfile(path):
+            raise UserError(f"--config={path}: no such file; the experiments are in configs/")
+    if {"--help", "-h", "-help", "--helpfull", "-?"} & set(argv):
+        print(f"{about}\n{flags.FLAGS.main_module_help()}")
+        sys.exit(0)
+    try:
+        rest = flags.FLAGS(argv)
+    except Exception as error:  # both raise many types while they parse
+        raise UserError(_explain(error, argv)) from error
+    if rest[1:]:
+        raise UserError(f"{rest[1]}: not a flag; flags start with --")
+
+
+def _explain(error: Exception, argv: list[str]) -> str:
+    for name in (word.split("=")[0].removeprefix("--config.") for word in argv if word.startswith("--config.")):
+        if name not in config_lib.FIELDS:
+            return f"--config.{name}: no such field{config_lib.nearest(name, config_lib.FIELDS)}"
+    return str(error).strip().split("\n")[0]

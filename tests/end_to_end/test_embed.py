@@ -1,0 +1,309 @@
+"""Features of a user's own files: mode `embed`, paths and arrays of every kind, and the README's recipes as printed."""
+
+import contextlib
+import io
+import pathlib
+import re
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+import tiny
+from sklearn.datasets import load_sample_images
+
+import hybrid_jax
+from hybrid_jax import embed, inference, train
+from hybrid_jax.data import decode, sources
+from hybrid_jax.data.inputs import open_inputs
+from hybrid_jax.errors import UserError
+from hybrid_jax.models import hybrid
+
+README = (pathlib.Path(__file__).parent.parent.parent / "README.md").read_text()
+SIDE = 32
+
+
+def tiles_of(photograph):
+    """Returns the photograph cut into (n, 32, 32, 3)."""
+    rows, columns = photograph.shape[0] // SIDE, photograph.shape[1] // SIDE
+    cut = photograph[: rows * SIDE, : columns * SIDE].reshape(rows, SIDE, columns, SIDE, 3)
+    return cut.swapaxes(1, 2).reshape(-1, SIDE, SIDE, 3)
+
+
+@pytest.fixture(scope="module")
+def tiles():
+    """Tiles of a photograph of a Chinese temple and of one of a flower, each in a fixed random order."""
+    shuffle = np.random.default_rng(0).permutation
+    return [shuffle(tiles_of(photograph)) for photograph in load_sample_images().images]
+
+
+@pytest.fixture(scope="module")
+def home(tiles, tmp_path_factory):
+    """A folder that holds `photos/`, 240 tiles under names that tell nothing, and `runs/mine`, trained on them."""
+    root = tmp_path_factory.mktemp("home")
+    for i in range(240):
+        file = root / "photos" / str(i % 3) / f"{i:03}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(tiles[i % 2][i // 2]).save(file)
+    config = tiny.get_config()
+    config.update_from_flattened_dict({
+        "data.name": "folder", "data.path": str(root / "photos"), "data.image_size": (SIDE, SIDE), "data.channels": 3,
+        "model.patch_size": 4, "model.levels": 16, "model.width": 32,
+        "augment.recipe": "crop_flip",
+        "train.batch_size": 32, "train.total_steps": 40, "train.likelihood_fraction": 0.25,
+        "optimizer.learning_rate": 0.006, "log.every_steps": 40, "checkpoint.every_steps": 40, "eval.batch_size": 128,
+    })  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        one = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2,
+                            devices=jax.devices()[:1])  # fmt: skip
+        patch.setattr(train.sharding, "make_mesh", lambda config: one)
+        train.train_and_evaluate(config, root / "runs" / "mine", lambda line: None)
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(home):
+    return hybrid_jax.load(home / "runs" / "mine")
+
+
+@pytest.fixture
+def small_model():
+    """An untrained model of grey 8x8 images."""
+    config = tiny.get_config()
+    module = hybrid.build_model(config)
+    return inference.Model(config, hybrid.init_params(module, jax.random.key(0), None), None, 0)
+
+
+@pytest.fixture
+def in_home(home, model, monkeypatch):
+    """Runs in the folder; the model there is loaded once."""
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(hybrid_jax, "load", lambda path: model if path == "runs/mine" else pytest.fail(path))
+
+
+def recipe(word):
+    """Runs the README's block of Python in which a word occurs, as printed; returns its printed lines in columns."""
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.S) if word in block)
+    assert len(code.splitlines()) <= 15
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(code, {})
+    return [line.split() for line in printed.getvalue().splitlines()]
+
+
+def photograph_of(name):
+    return int(pathlib.Path(name).stem) % 2
+
+
+def test_the_search_recipe_finds_tiles_of_the_same_photograph(in_home, tiles):
+    same = []
+    for label in (0, 1):
+        for tile in tiles[label][-2:]:  # not among the 240
+            PIL.Image.fromarray(tile).save("query.jpg", quality=95)
+            same += [photograph_of(name) == label for _, name in recipe("query.jpg")]
+    # By chance 10 of 20; 16 or more has p = 0.006.
+    assert len(same) == 20 and sum(same) >= 16
+
+
+def test_the_classifier_recipe_beats_chance_with_20_labels(in_home):
+    words = ("temple", "flower")
+    names = [f"{i % 3}/{i:03}.png" for i in range(20)]
+    pathlib.Path("labels.csv").write_text("".join(f"{name},{words[photograph_of(name)]}\n" for name in names))
+    found = recipe("labels.csv")
+    assert len(found) == 220 and not {name for _, name in found} & set(names)
+    # Chance is 0.5 with a standard error of 0.034.
+    assert np.mean([label == words[photograph_of(name)] for label, name in found]) > 0.7
+
+
+def test_the_odd_image_recipe_puts_planted_noise_on_top(in_home, home):
+    rng = np.random.default_rng(0)
+    planted = {f"noise{i}.png" for i in range(4)}
+    try:
+        for name in planted:
+            PIL.Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)).save(home / "photos" / name)
+        found = recipe("LedoitWolf")
+    finally:
+        for name in planted:
+            (home / "photos" / name).unlink()
+    for kind in ("far", "improbable"):
+        assert planted <= {name for what, _, name in found if what == kind}
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A folder of 20 photographs of many sizes, modes and formats, and their names."""
+    photograph = PIL.Image.fromarray(load_sample_images().images[0])
+    kinds = [("RGB", "png"), ("L", "png"), ("RGB", "jpg"), ("L", "jpg"), ("RGBA", "webp")]
+    for i in range(20):
+        mode, suffix = kinds[i % len(kinds)]
+        file = tmp_path / "mixed" / ("b" if i % 2 else "a") / f"{i:02}.{suffix}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        photograph.crop((10 * i, 5 * i, 40 + 25 * i, 90 + 10 * i)).convert(mode).save(file)
+    return tmp_path / "mixed"
+
+
+def test_a_folder_gives_bit_for_bit_the_features_of_what_training_saw(model, mixed):
+    config = model.config.copy_and_resolve_references()
+    config.data.path = str(mixed)
+    data = sources.load(config)
+    splits = [split.in_memory() for split in (data.train, data.validation, data.test)]
+    seen = {name: image for split in splits for name, image in zip(split.names, split.images, strict=True)}
+    found = model.embed_files(mixed)
+    assert found["names"].tolist() == sorted(seen) == sorted(found["names"])
+    images = np.stack([seen[name] for name in sorted(seen)])
+    np.testing.assert_array_equal(found["features"], model.embed(images))
+    np.testing.assert_array_equal(found["log_prob"], model.log_prob(images))
+    np.testing.assert_array_equal(model.embed(str(mixed)), found["features"])
+    # A single file, from a folder or by itself.
+    one = model.embed_files(mixed / "a" / "00.png")
+    assert one["names"].tolist() == ["00.png"] and one["features"].dtype == np.float32
+    np.testing.assert_allclose(one["features"], found["features"][:1], rtol=1e-5, atol=1e-6)
+
+
+def test_the_batch_size_does_not_matter_and_bounds_what_is_in_memory(model, home):
+    whole = model.embed_files(home / "photos")
+    other = inference.load(home / "runs" / "mine")
+    other.config.eval.batch_size = 50
+    parts = list(other.embed_batches(open_inputs(home / "photos")))
+    assert [len(part["names"]) for part in parts] == [50, 50, 50, 50, 40]
+    for key in ("features", "log_prob"):
+        np.testing.assert_allclose(np.concatenate([p[key] for p in parts]), whole[key], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (3, 20, 31), (3, 20, 31, 1), (3, 20, 31, 3), (3, 9, 30, 4), (3, 9, 9, 2)])
+def test_arrays_and_npy_files_of_any_size_and_channels_are_fitted_as_in_training(small_model, tmp_path, shape):
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    want = small_model.embed(decode.fit_images(list(images), (8, 8), 1))
+    np.testing.assert_array_equal(small_model.embed(images), want)
+    np.testing.assert_array_equal(small_model.features(list(images))["encoder"], want)
+    np.save(tmp_path / "images.npy", images)
+    found = small_model.embed_files(tmp_path / "images.npy")
+    assert found["names"].tolist() == ["0", "1", "2"]
+    np.testing.assert_array_equal(found["features"], want)
+    np.testing.assert_array_equal(found["log_prob"], small_model.log_prob(images))
+
+
+def test_a_list_of_arrays_of_different_sizes_and_grey_ones_for_a_colour_model(model):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, shape, np.uint8) for shape in ((32, 32, 3), (50, 40), (33, 90, 4))]
+    fitted = decode.fit_images(images, (SIDE, SIDE), 3)
+    np.testing.assert_array_equal(model.embed(images), model.embed(fitted))
+    np.testing.assert_array_equal(model.bits_per_dim(images), model.bits_per_dim(fitted))
+    grey = np.repeat(fitted[1:2, ..., :1], 3, axis=-1)
+    np.testing.assert_array_equal(fitted[1:2], grey)
+
+
+ARRAYS = {
+    "floats": (np.zeros((2, 8, 8, 1), np.float32), "dtype float32: must be uint8"),
+    "a list of floats": ([np.zeros((8, 8))], r"images\[0\] of dtype float64: must be uint8"),
+    "a list of lists": ([[1, 2]], r"images\[0\] of type list"),
+    "one image": (np.zeros((8, 8, 3), np.uint8), r"\(8, 8, 3\).*images\[None\]"),
+    "five channels": (np.zeros((2, 8, 8, 5), np.uint8), "c = 1 to 4"),
+    "too many axes": (np.zeros((2, 8, 8, 3, 1), np.uint8), r"\(B, h, w\) or"),
+    "no pixels": (np.zeros((2, 0, 8, 3), np.uint8), r"\(2, 0, 8, 3\)"),
+    "no images": (np.zeros((0, 8, 8, 1), np.uint8), "there are no images"),
+    "an empty list": ([], "there are no images"),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_that_are_no_images_are_refused_in_one_line(small_model, name):
+    images, words = ARRAYS[name]
+    with pytest.raises(UserError, match=words) as caught:
+        small_model.embed(images)
+    assert "\n" not in str(caught.value)
+
+
+def test_unreadable_files_stop_or_are_skipped_and_counted(home, mixed, tmp_path):
+    (mixed / "a" / "cut.jpg").write_bytes((mixed / "a" / "02.jpg").read_bytes()[:300])
+    lines = []
+    run = lambda on_error: embed.embed_workdir(
+        home / "runs" / "mine", mixed, tmp_path / "out.npz", on_error=on_error, log=lines.append
+    )
+    with pytest.raises(UserError, match=r"a/cut\.jpg: cannot be read as an image \(.+\); .*on_error=skip"):
+        run("stop")
+    assert [p.name for p in tmp_path.iterdir()] == ["mixed"]
+    run("skip")
+    assert lines[0].startswith(f"skipped 1 unreadable images, the first: {mixed}/a/cut.jpg: ")
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as found:
+        assert found["features"].shape == (20, 32) and found["log_prob"].shape == (20,)
+        assert "a/cut.jpg" not in found["names"]
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "x.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="no image can be read"):
+        inference.load(home / "runs" / "mine").embed_files(tmp_path / "none", on_error="skip")
+
+
+def npy_mistakes(folder):
+    """Writes .npy files that cannot be embedded; returns {path: words of the error}."""
+    folder.mkdir()
+    np.save(folder / "float.npy", np.zeros((2, 8, 8), np.float32))
+    np.save(folder / "flat.npy", np.zeros((2, 8), np.uint8))
+    np.save(folder / "empty.npy", np.zeros((0, 8, 8), np.uint8))
+    np.save(folder / "pickled.npy", np.array([{}, {}]), allow_pickle=True)
+    np.save(folder / "cut.npy", np.zeros((90, 8, 8), np.uint8))
+    (folder / "cut.npy").write_bytes((folder / "cut.npy").read_bytes()[:1000])
+    (folder / "text.npy").write_text("no array")
+    words = {
+        "float": "must be uint8", "flat": "(n, h, w)", "empty": "", "pickled": "Python objects",
+        "cut": "cannot be read", "text": "cannot be read",
+    }  # fmt: skip
+    return {folder / f"{name}.npy": text for name, text in words.items()}
+
+
+def test_every_mistake_gets_one_line_and_leaves_nothing(home, tmp_path, capsys):
+    workdir, out = home / "runs" / "mine", tmp_path / "out"
+    for folder in ("out", "nothing", "workdir"):
+        (tmp_path / folder).mkdir()
+    (out / "folder.npz").mkdir()
+    (tmp_path / "text.txt").write_text("no image")
+    good, target = home / "photos", out / "x.npz"
+    mistakes = {
+        (workdir, tmp_path / "missing", target): ("--input=", "missing: does not exist"),
+        (workdir, tmp_path / "nothing", target): ("--input=", "PNG, JPEG"),
+        (workdir, tmp_path / "text.txt", target): ("text.txt: cannot be read as an image",),
+        (workdir, good, out / "x.npy"): ("--output=", "must be a file that ends in .npz"),
+        (workdir, good, out / "folder.npz"): ("--output=", "must be a file"),
+        (workdir, good, out / "none" / "x.npz"): ("--output=", "cannot be written", "No such file"),
+        (tmp_path / "workdir", good, target): ("--workdir=", "no checkpoint"),
+    } | {(workdir, p, target): ("--input=", p.name, text) for p, text in npy_mistakes(tmp_path / "npy").items()}
+    for call, words in mistakes.items():
+        with pytest.raises(UserError) as caught:
+            embed.embed_workdir(*call, log=print)
+        line = str(caught.value)
+        assert "\n" not in line and all(word in line for word in words), line
+    with pytest.raises(UserError, match="layer 'encodr': must be one of embedding, encoder/1"):
+        embed.embed_workdir(workdir, good, target, layer="encodr", log=print)
+    assert [p.name for p in out.iterdir()] == ["folder.npz"] and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("moment", ["while embedding", "while packing"])
+def test_an_interrupted_run_leaves_the_old_file_and_no_other(home, tmp_path, monkeypatch, moment):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    target = tmp_path / "out.npz"
+    target.write_bytes(b"old")
+    if moment == "while packing":
+        monkeypatch.setattr(embed.np, "savez", stop)
+    else:
+        monkeypatch.setattr(inference.Model, "_padded", stop)
+    with pytest.raises(KeyboardInterrupt):
+        embed.embed_workdir(home / "runs" / "mine", home / "photos" / "0" / "000.png", target, log=print)
+    assert [p.name for p in tmp_path.iterdir()] == ["out.npz"] and target.read_bytes() == b"old"
+
+
+def test_the_command_writes_the_npz_and_a_missing_input_gets_one_line(command_line, home, model):
+    flags = ["--mode=embed", f"--workdir={home / 'runs' / 'mine'}"]
+    result = command_line(*flags, config=None)
+    assert result.returncode == 2 and result.stderr.startswith("error: --input is missing")
+    assert len(result.stderr.splitlines()) == 1
+    flags += [f"--input={home / 'photos' / '0'}", "--layer=decoder", "--step=40"]
+    result = command_line(*flags, config=None)
+    assert result.returncode == 0, result.stderr
+    assert "names (80,), features (80, 32), log_prob (80,)" in result.stdout
+    with np.load(home / "runs" / "mine" / "embed.npz", allow_pickle=False) as found:
+        assert list(found) == ["names", "features", "log_prob"]
+        assert found["features"].dtype == found["log_prob"].dtype == np.float32
+        assert found["names"].tolist() == [f"{i:03}.png" for i in range(0, 240, 3)]
+        np.testing.assert_allclose(found["features"], model.embed(home / "photos" / "0", "decoder"), rtol=1e-4)
+        np.testing.assert_allclose(found["log_prob"], model.log_prob(str(home / "photos" / "0")), rtol=1e-5)
