@@ -25,6 +25,7 @@ setup(
         "chex>=0.1.90",
         "flax>=0.12.0",
         "google-crc32c>=1.5",
+        "grain>=0.2.12",
         "importlib-resources>=6.0",  # tensorflow-datasets imports it without declaring it
         "jax>=0.10.0",
         "matplotlib>=3.9",
