@@ -185,8 +185,13 @@ def test_the_gradient_comparison_adds_up(tiny_config, mesh_of):
         state, _ = step(state, images)
     found = {k: float(v) for k, v in train_step.make_gradient_comparison(config, mesh)(state, images).items()}
     model = hybrid.build_model(config)
-    batch = train_step.make_batch(config, model, train_step.step_key(0, state.step), images, None)
-    whole = jax.grad(train_step.loss_fn, has_aux=True)(state.params, config, model, batch, None)[0]["encoder"]
+
+    @jax.jit
+    def gradient(params, images):
+        batch = train_step.make_batch(config, model, train_step.step_key(0, state.step), images, None)
+        return jax.grad(train_step.loss_fn, has_aux=True)(params, config, model, batch, None)[0]
+
+    whole = gradient(state.params, images)["encoder"]
     one, two = found["encoder_gradient_norm_generative"], found["encoder_gradient_norm_contrastive"]
     cosine = found["encoder_gradient_cosine"]
     total = np.sqrt(one**2 + two**2 + 2 * one * two * cosine)

@@ -13,6 +13,7 @@ def get_config():
     config.model.num_heads = 2
     config.model.encoder_layers = 1
     config.model.projection_dims = (16, 8)
+    config.augment.recipe = "crop_flip"
     config.train.batch_size = 16
     config.train.total_steps = 10
     config.optimizer.warmup_steps = 2

@@ -10,6 +10,7 @@ from hybrid_jax.data.store_writer import Chunk
 from hybrid_jax.errors import UserError, reject
 
 _ORIENTATION = 0x0112  # EXIF; above 4, height and width change places
+_THREADS_ABOVE = 2**17  # bytes of an image; smaller ones are resized sooner than a thread is asked to
 
 
 def chunks(
@@ -118,17 +119,27 @@ def fit_images(images: Sequence[np.ndarray], size: tuple[int, int], channels: in
     Returns:
       (n, height, width, channels) uint8.
     """
+    result = np.empty((len(images), *size, channels), np.uint8)
+    if any(image.nbytes > _THREADS_ABOVE for image in images):
+        with ThreadPoolExecutor() as pool:
+            fitted = pool.map(lambda image: _fit_array(image, size, channels), images)
+            for i, pixels in enumerate(fitted):
+                result[i] = pixels
+        return result
+    for i, image in enumerate(images):
+        result[i] = _fit_array(image, size, channels)
+    return result
+
+
+def _fit_array(image: np.ndarray, size: tuple[int, int], channels: int) -> np.ndarray:
     from PIL import Image
 
-    result = np.empty((len(images), *size, channels), np.uint8)
-    for i, image in enumerate(images):
-        pixels = _eight_bits(image) if image.dtype == np.uint16 else image
-        pixels = pixels.reshape(*pixels.shape[:2], -1)
-        if pixels.shape != result.shape[1:]:
-            grey = pixels.shape[2] == 1
-            pixels = fit_image(Image.fromarray(pixels[..., 0] if grey else pixels), size, channels)
-        result[i] = pixels
-    return result
+    pixels = _eight_bits(image) if image.dtype == np.uint16 else image
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    if pixels.shape == (*size, channels):
+        return pixels
+    grey = pixels.shape[2] == 1
+    return fit_image(Image.fromarray(pixels[..., 0] if grey else pixels), size, channels)
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:

@@ -138,3 +138,12 @@ def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"config.data.cache='.*file': .* cannot be written \(Not a directory\)"):
         make(tmp_path / "file/s")
+
+
+def test_progress_appears_where_it_takes_long(tmp_path, capsys, monkeypatch):
+    make(tmp_path / "quick")
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(store_writer, "_QUIET", 0)
+    make(tmp_path / "slow")
+    shown = capsys.readouterr()
+    assert shown.out == "" and "decoding images, once: 100%" in shown.err
