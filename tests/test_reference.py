@@ -102,7 +102,7 @@ def test_the_command_answers_mistakes_in_one_line(tmp_path):
         ({}, BOTH),
         ({"model__width": 32, "optimizer__learning_rate": 1.0, "data__path": "/mine"}, BOTH),
         # The recipe's own value, written out, is the same recipe; so is a palette's size without a palette.
-        ({"augment__crop_min_area": 0.3, "model__palette_size": 16}, BOTH),
+        ({"augment__flip": 0.5, "model__palette_size": 16}, BOTH),
         ({"train__batch_size": 32}, reference.GENERATIVE),
         ({"objective__temperature": 0.5}, reference.GENERATIVE),
         ({"augment__blur": 1.0}, reference.GENERATIVE),

@@ -137,7 +137,8 @@ def test_overfits_32_images_to_near_zero_nll(tiny_config, mesh_of):
 def test_contrastive_accuracy_on_one_batch_reaches_one(tiny_config, mesh_of):
     config = tiny_config(
         objective__generative_weight=0.0, model__width=64, train__batch_size=32, train__total_steps=300,
-        augment__crop_min_area=1.0, augment__flip=0.0, augment__blur=0.0, augment__brightness=0.0,
+        augment__recipe="grey_small", augment__crop_min_area=1.0, augment__flip=0.0, augment__blur=0.0,
+        augment__brightness=0.0,
         augment__view_keep=1.0, optimizer__learning_rate=1e-3, optimizer__warmup_steps=30,
     )  # fmt: skip
     _, history = run(config, mesh_of(1), steps=300, rows=np.arange(32))
