@@ -81,7 +81,8 @@ def _roles(data, source: _Source, share: float, sizes: dict[str, int]) -> dict[s
         kept, held = pipeline.hold_out(len(rows), percent)
         if not len(kept):
             kind = "training" if origin == "train" else origin
-            allowed = f"{len(held)} {kind} images are too few to hold out {percent:g} % for {role}"
+            images = f"{len(held)} {kind} images are" if len(held) > 1 else f"1 {kind} image is"
+            allowed = f"{images} too few to hold out {percent:g} % for {role}"
             raise reject("data.path", data.path, allowed)
         source.notes.append(f"{role} split: seeded {percent:g} % of {name}, {len(held)} images")
         roles[origin], roles[role] = (name, rows[kept]), (name, rows[held])

@@ -141,10 +141,10 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path):
 
 def test_too_few_images_for_the_splits(tmp_path):
     save(tmp_path / "1.png")
-    assert "1 training images are too few to hold out 10 % for test" in error_of(folder_config(tmp_path))
+    assert "1 training image is too few to hold out 10 % for test" in error_of(folder_config(tmp_path))
     save(tmp_path / "2.png")
     message = error_of(folder_config(tmp_path, validation_split="10%"))
-    assert message.startswith(f"config.data.path='{tmp_path}': 1 training images are too few")
+    assert message.startswith(f"config.data.path='{tmp_path}': 1 training image is too few")
     save(tmp_path / "3.png")
     data = sources.load(folder_config(tmp_path, validation_split="10%"))
     assert [len(s.images) for s in (data.train, data.validation, data.test)] == [1, 1, 1]

@@ -177,6 +177,10 @@ def test_another_config_or_other_data_is_refused_and_sets_nothing_aside(tiny_con
     with pytest.raises(UserError, match="not those the workdir was trained on"):
         evaluate_workdir(tmp_path, None, None, quiet[1])
     assert checkpoint.Checkpoints(tmp_path).steps() == [1]
+    monkeypatch.setattr(train.sources, "load", load)
+    # A longer run is no other run.
+    train.train_and_evaluate(tiny_config(), tmp_path, quiet[1])
+    assert "resuming from checkpoint 1" in quiet[0] and hybrid_jax.load(tmp_path).step == 10
 
 
 def test_an_evaluation_that_a_stop_prevented_is_made_up_for(tiny_config, tmp_path, quiet):
