@@ -1,5 +1,6 @@
 """Writing a store of decoded images: beside its place, then renamed, so that it is whole or absent."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -8,7 +9,7 @@ import pathlib
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,15 @@ def _write(folder: pathlib.Path, shape: tuple[int, int, int], chunks: Iterable[C
     (folder / "store.json").write_text(json.dumps(about | {"skipped": skipped}))
 
 
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+    """array_record tells of a full disk by a RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(str(error).partition(";")[0]) from error
+
+
 class _Shards:
     """Writes images to one file after another."""
 
@@ -116,13 +126,15 @@ class _Shards:
             if self._writer is None:
                 self._path = self._folder / f"images-{len(self._done):05}.array_record"
                 self._writer = ArrayRecordWriter(str(self._path), _OPTIONS)
-            self._writer.write(image.tobytes())
+            with _as_os_error():
+                self._writer.write(image.tobytes())
             self._count, self._bytes = self._count + 1, self._bytes + image.nbytes
             if self._bytes >= _SHARD_BYTES:
                 self._finish()
 
     def _finish(self) -> None:
-        self._writer.close()
+        with _as_os_error():
+            self._writer.close()
         self._done.append({"file": self._path.name, "images": self._count, "bytes": self._path.stat().st_size})
         self._writer, self._count, self._bytes = None, 0, 0
 

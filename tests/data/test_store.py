@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 
 import numpy as np
 import pytest
@@ -138,6 +139,17 @@ def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"config.data.cache='.*file': .* cannot be written \(Not a directory\)"):
         make(tmp_path / "file/s")
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+    try:
+        with pytest.raises(UserError, match=r"config.data.cache=.* cannot be written \(.*File too large\)"):
+            make(tmp_path / "s")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_progress_appears_where_it_takes_long(tmp_path, capsys, monkeypatch):
