@@ -68,7 +68,7 @@ def readers(config, folder: pathlib.Path) -> Parts:
     def reader(images) -> Callable[[], object]:
         # One pipeline, read on from call to call: a run starts its threads once.
         batches = pipeline.batches(images, 0, batch, 0, 10**9)
-        return lambda: sum(part[0, 0, 0, 0] for part in itertools.islice(batches, _BATCHES))
+        return lambda: sum(len(part) for part in itertools.islice(batches, _BATCHES))
 
     return {name: (batch * _BATCHES, reader(images)) for name, images in held.items()}
 
