@@ -34,6 +34,7 @@ setup(
         "optax>=0.2.5",
         "orbax-checkpoint>=0.12.0",
         "pillow>=11.0",
+        "requests>=2.31",
         "scikit-learn>=1.8",
         "scipy>=1.13",
         "tensorflow-datasets>=4.9.9",
