@@ -168,6 +168,8 @@ def _fit_palette(config, data, log: Log) -> tokens.Palette | None:
         return None
     try:
         colours = tokens.fit_palette(data.train.images, spec.vocab_size)
+    except UserError:  # a damaged record says so itself
+        raise
     except ValueError as error:
         raise reject("model.palette_size", spec.vocab_size, f"the data have {error}") from error
     palette = tokens.Palette.from_colours(colours)
