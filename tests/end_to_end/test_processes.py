@@ -20,6 +20,8 @@ from hybrid_jax.errors import Preempted
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 GONE = 15  # seconds
+# Views of dropped patches only: processes other than the first compile anew each time, and augmentations are much code.
+FEW = ["--config.train.total_steps=100000", "--config.log.every_steps=1", "--config.augment.recipe=none"]
 
 
 class Run:
@@ -105,13 +107,10 @@ def assert_close(one, two):
 def test_two_processes_train_as_one_stop_together_and_notice_a_death(
     start, tiny_config, mesh_of, tmp_path, monkeypatch
 ):
-    workdir, settings = tmp_path / "run", {"train__total_steps": 100_000, "log__every_steps": 1}
-    flags = [
-        "--config.train.total_steps=100000", "--config.log.every_steps=1", "--config.checkpoint.every_steps=100000",
-        "--config.eval.every_steps=8", "--config.eval.evaluators=('knn',)",
-    ]  # fmt: skip
-    run = start(workdir, 2, 2, *flags)
-    run.until((workdir / "eval" / "8.json").exists)
+    workdir = tmp_path / "run"
+    evaluate = ["--config.eval.every_steps=6", "--config.eval.evaluators=('knn',)"]
+    run = start(workdir, 2, 2, *FEW, *evaluate, "--config.checkpoint.every_steps=100000")
+    run.until((workdir / "eval" / "6.json").exists)
     os.kill(run.processes[1].pid, signal.SIGTERM)
     (first, out, err), (second, other_out, other_err) = run.ends()
     assert (first, second) == (75, 75), err + other_err
@@ -124,7 +123,7 @@ def test_two_processes_train_as_one_stop_together_and_notice_a_death(
     rows = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, stopped + 1))
     # Its parameters are those of one process with as many devices.
-    config = tiny_config(**settings)
+    config = tiny_config(train__total_steps=100_000, log__every_steps=1, augment__recipe="none")
     monkeypatch.setattr(train.sharding, "make_mesh", lambda config: mesh_of(4))
     stop_in_step(config, tmp_path / "one", stopped)
     assert_close(params_of(workdir), params_of(tmp_path / "one"))
@@ -132,8 +131,8 @@ def test_two_processes_train_as_one_stop_together_and_notice_a_death(
     monkeypatch.setattr(train.sharding, "make_mesh", lambda config: mesh_of(1))
     stop_in_step(config, workdir, stopped + 3)
     # And so do two processes; when one is killed, the other ends soon and says why.
-    run = start(workdir, 2, 2, *flags)
-    run.until(lambda: metrics.read(workdir)[-1]["step"] > stopped + 6)
+    run = start(workdir, 2, 2, *FEW)
+    run.until(lambda: metrics.read(workdir)[-1]["step"] > stopped + 4)
     run.processes[1].kill()
     (code, _, err), _ = run.ends(GONE)
     assert code == 1 and "process 1 is gone: start all again with the same command" in err, err
@@ -143,7 +142,7 @@ def test_two_processes_train_as_one_stop_together_and_notice_a_death(
 @pytest.mark.slow
 @pytest.mark.parametrize("which, how", [(1, signal.SIGSTOP), (0, signal.SIGSTOP), (0, signal.SIGKILL)])
 def test_a_process_that_hangs_ends_the_others(start, tmp_path, which, how):
-    run = start(tmp_path, 2, 2, "--config.train.total_steps=100000", "--config.log.every_steps=1")
+    run = start(tmp_path, 2, 2, *FEW)
     run.until(lambda: len(metrics.read(tmp_path)) > 3)
     os.kill(run.processes[which].pid, how)
     since = time.monotonic()
