@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from hybrid_jax import distributed, sharding
@@ -102,7 +103,7 @@ class Checkpoints:
 
     def meta(self, step: int) -> dict[str, Any]:
         """Returns the `meta` item of one checkpoint; raises DamagedError where it cannot be read."""
-        with distributed.together(DamagedError), _as_damaged(step):
+        with _read_together(step):
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
             if meta["format_version"] != FORMAT_VERSION:
                 raise UserError(f"checkpoint {step}: format {meta['format_version']}, not {FORMAT_VERSION}")
@@ -122,7 +123,7 @@ class Checkpoints:
           DamagedError: a part cannot be read, or an array differs from what was saved.
         """
         meta = self.meta(step)
-        with distributed.together(DamagedError), _as_damaged(step):
+        with _read_together(step):
             items = {name: ocp.args.StandardRestore({"tree": part}) for name, part in targets.items()}
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
             parts = {name: restored[name]["tree"] for name in targets}
@@ -182,6 +183,20 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for saves and frees the manager's threads."""
         self._manager.close()
+
+
+@contextlib.contextmanager
+def _read_together(step: int) -> Iterator[None]:
+    """As `_as_damaged`, for all processes where one of them cannot read its part."""
+    with distributed.together(DamagedError), _as_damaged(step):
+        try:
+            yield
+        except Exception:
+            if distributed.several():
+                # The others wait in a barrier of Orbax; one of another name breaks it.
+                with contextlib.suppress(Exception):
+                    multihost_utils.sync_global_devices("damaged")
+            raise
 
 
 class DamagedError(Exception):

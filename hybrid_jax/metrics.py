@@ -7,6 +7,7 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator, Mapping
+from typing import TextIO
 
 from hybrid_jax.distributed import is_first
 
@@ -22,9 +23,9 @@ class MetricsWriter:
 
     def __init__(self, workdir: str | os.PathLike, start_step: int):
         """Opens the files of `workdir` to go on after `start_step`; of several processes only the first writes."""
+        self._file: TextIO | None = None
         self._board = None
         if not is_first():
-            self._file = pathlib.Path(os.devnull).open("w", encoding="utf-8")
             return
         path = pathlib.Path(workdir) / "metrics.jsonl"
         if path.exists():
@@ -43,8 +44,9 @@ class MetricsWriter:
         """Writes the metrics of one step; the loss of an absent branch is null."""
         row = {"step": step} | {key: metrics.get(key) for key in KEYS} | dict(metrics)
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
         self.scalars(step, metrics)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -56,7 +58,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Closes the files."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
 

@@ -19,8 +19,9 @@ from hybrid_jax.errors import UserError, explain
 
 # A process whose sign of life has not changed for this many looks is gone; one look a second.
 _LOOKS = 9
-# JAX's own limit ends a process with a core dump and no line of ours, so it comes later.
+# The last resort: JAX ends a process with a core dump.
 _HEARTBEAT_SECONDS = 30
+_START_SECONDS = 300
 _LEAVE_TOGETHER = 5_000  # ms
 _GONE, _ALIVE = "hybrid_jax/gone/", "hybrid_jax/alive/"
 
@@ -70,13 +71,27 @@ def _join(mode: str, given: dict[str, Any]) -> None:
             raise UserError(f"no Cloud TPU, GKE, SLURM or Open MPI that JAX knows is found here: give {missing}")
         # Its handler of SIGTERM would stand in the way of ours.
         jax.config.update("jax_enable_preemption_service", False)
-        where, total, number = given.values()
-        jax.distributed.initialize(where, total, number, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
+        _initialise(*given.values())
     except UserError:
         raise
     except Exception as error:  # of many types, from a cluster's metadata to the network
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"--distributed={mode}: the processes do not find each other ({reason})") from error
+
+
+def _initialise(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Waits for the other processes, but not for ever; JAX's own limit ends with a core dump, so it comes later."""
+    line = f"not all processes have started within {_START_SECONDS} seconds, or --coordinator is not reached"
+    late = threading.Timer(_START_SECONDS, _end, (1, f"error: {line}"))
+    late.daemon = True
+    late.start()
+    try:
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id,
+            initialization_timeout=2 * _START_SECONDS, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+        )  # fmt: skip
+    finally:
+        late.cancel()
 
 
 def _check(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -101,15 +116,15 @@ def _leave(error: BaseException, watch: "_Watch") -> None:
         meet("leave", _LEAVE_TOGETHER)
     except jax.errors.JaxRuntimeError:
         alone = True
-    if alone or is_first():
-        print(line, file=sys.stderr)
     watch.stop()
     if not alone:
         jax.distributed.shutdown()
-    _end(code)
+    _end(code, line if alone or is_first() else None)
 
 
-def _end(code: int) -> None:
+def _end(code: int, line: str | None) -> None:
+    if line is not None:
+        print(line, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: threads of saves and JAX's own end would wait for processes that are gone.
@@ -164,5 +179,4 @@ class _Watch:
     def _report(self, path: str) -> None:
         if not self._stopped.is_set():
             name = path.rpartition("/")[2]
-            print(f"error: process {name} is gone: start all again with the same command", file=sys.stderr)
-            _end(1)
+            _end(1, f"error: process {name} is gone: start all again with the same command")

@@ -81,5 +81,5 @@ def test_one_process_waits_for_nobody():
     distributed.meet()
     distributed.check_same(config="any")
     assert distributed.from_first([1.5]) == [1.5] and distributed.is_first() and not distributed.several()
-    with pytest.raises(UserError, match="^own$"), distributed.together(UserError), distributed.first_goes_first():
+    with pytest.raises(UserError, match=r"^own$"), distributed.together(UserError), distributed.first_goes_first():
         raise UserError("own")
