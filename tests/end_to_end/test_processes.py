@@ -27,7 +27,7 @@ FEW = ["--config.train.total_steps=100000", "--config.log.every_steps=1", "--con
 class Run:
     """Processes of one run, started at once."""
 
-    def __init__(self, workdir, count, devices, *flags, mode="train"):
+    def __init__(self, workdir, count, devices, *flags, each=lambda i: []):
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         self.workdir, self.outputs = workdir, []
@@ -35,8 +35,7 @@ class Run:
         for i in range(count):
             command = [
                 sys.executable, "-m", "hybrid_jax.main", "--config=tests/tiny.py", f"--workdir={workdir}",
-                f"--mode={mode}", f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}", f"--process_id={i}",
-                *flags,
+                f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}", f"--process_id={i}", *flags, *each(i),
             ]  # fmt: skip
             environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -145,12 +144,36 @@ def test_a_process_that_hangs_ends_the_others(start, tmp_path, which, how):
     run = start(tmp_path, 2, 2, *FEW)
     run.until(lambda: len(metrics.read(tmp_path)) > 3)
     os.kill(run.processes[which].pid, how)
-    since = time.monotonic()
     code = run.processes[1 - which].wait(timeout=GONE)
-    print(f"{which} {how!r}: exit {code} after {time.monotonic() - since:.1f} s")
     assert code not in (0, 75)
     os.kill(run.processes[which].pid, signal.SIGKILL)
     err = run.ends()[1 - which][2]
-    print(err)
     if how == signal.SIGSTOP:
         assert f"process {which} is gone" in err
+
+
+@pytest.mark.slow
+def test_four_processes_with_cut_parameters_and_damage_that_only_one_of_them_sees(
+    start, tiny_config, mesh_of, tmp_path, monkeypatch
+):
+    run = start(tmp_path / "four", 4, 1, "--config.mesh.fsdp=4")
+    assert [code for code, _, _ in run.ends()] == [0] * 4
+    monkeypatch.setattr(train.sharding, "make_mesh", lambda config: mesh_of(4, 4))
+    train.train_and_evaluate(tiny_config(), tmp_path / "one")
+    assert_close(params_of(tmp_path / "four"), params_of(tmp_path / "one"))
+    for file in (tmp_path / "four" / "checkpoints" / "10" / "opt_state" / "ocdbt.process_1" / "d").iterdir():
+        file.write_bytes(file.read_bytes()[:50])
+    run = start(tmp_path / "four", 4, 1, "--config.mesh.fsdp=4")
+    ended = run.ends()
+    assert [code for code, _, _ in ended] == [0] * 4
+    out = ended[0][1]
+    assert "checkpoint 10 is damaged" in out and "resuming from checkpoint 5" in out
+    assert_close(params_of(tmp_path / "four"), params_of(tmp_path / "one"))
+
+
+@pytest.mark.slow
+def test_another_config_in_one_process_ends_all_with_one_line(start, tmp_path):
+    run = start(tmp_path, 2, 1, "--config.train.total_steps=1", each=lambda i: [f"--config.seed={i}"])
+    (first, _, err), (second, _, other_err) = run.ends()
+    assert (first, second, other_err) == (2, 2, "")
+    assert err.startswith("error: process 1: has another config than process 0") and len(err.splitlines()) == 1
