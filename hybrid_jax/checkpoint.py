@@ -6,6 +6,7 @@ place and renames it, so it is whole or absent; what happens to the bytes later,
 """
 
 import contextlib
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -15,13 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 
+from hybrid_jax import distributed, sharding
 from hybrid_jax.errors import UserError
 
 FORMAT_VERSION = 1
 
 
-@jax.jit
 def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
     """Two position-weighted sums of each array's words modulo 2^32; one changed word changes both."""
 
@@ -38,10 +40,16 @@ def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
     return [one(x) for x in leaves]
 
 
+@functools.lru_cache
+def _compiled_checksums(mesh: Mesh | None):
+    # Whole on every device, so that every process can read them.
+    return jax.jit(_checksums, out_shardings=None if mesh is None else sharding.replicated(mesh))
+
+
 def checksums(tree: Any) -> dict[str, str]:
     """Returns {path of each array: 16 hexadecimal digits}, computed where the array lies."""
     paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
-    sums = jax.device_get(_checksums(list(leaves)))
+    sums = jax.device_get(_compiled_checksums(getattr(leaves[0].sharding, "mesh", None))(list(leaves)))
     return {jax.tree_util.keystr(p): f"{int(a):08x}{int(b):08x}" for p, (a, b) in zip(paths, sums, strict=True)}
 
 
@@ -94,8 +102,8 @@ class Checkpoints:
 
     def meta(self, step: int) -> dict[str, Any]:
         """Returns the `meta` item of one checkpoint; raises DamagedError where it cannot be read."""
-        with _as_damaged(step):
-            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        with distributed.together(DamagedError), _as_damaged(step):
+            meta = ocp.JsonCheckpointHandler().restore(self._path / str(step) / "meta")
             if meta["format_version"] != FORMAT_VERSION:
                 raise UserError(f"checkpoint {step}: format {meta['format_version']}, not {FORMAT_VERSION}")
             return meta
@@ -114,14 +122,18 @@ class Checkpoints:
           DamagedError: a part cannot be read, or an array differs from what was saved.
         """
         meta = self.meta(step)
+        with distributed.together(DamagedError), _as_damaged(step):
+            parts = {name: self._read(step, name, target) for name, target in targets.items()}
         with _as_damaged(step):
-            items = {name: ocp.args.StandardRestore({"tree": part}) for name, part in targets.items()}
-            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-            parts = {name: restored[name]["tree"] for name in targets}
             for path, value in checksums(parts).items():
                 if meta["checksums"][path] != value:
                     raise ValueError(f"checksum of {path} differs")
         return parts, meta
+
+    def _read(self, step: int, name: str, target: Any) -> Any:
+        # Not through the manager, whose processes wait for one another even where one cannot read.
+        handler, where = ocp.StandardCheckpointHandler(), self._path / str(step) / name
+        return handler.restore(where, args=ocp.args.StandardRestore({"tree": target}))["tree"]
 
     def restore_latest(self, state, accept: Callable[[dict[str, Any]], None], log: Callable[[str], None] = print):
         """Restores the newest undamaged checkpoint into the shape and place of `state`.
@@ -151,18 +163,20 @@ class Checkpoints:
                 continue
             self._set_aside(damaged)
             # The step is part of the directory's name and of meta; it needs the others' placement.
-            at = jax.device_put(np.int32(step), state.step.sharding)
+            at = sharding.place(np.int32(step), state.step.sharding)
             return state.restored(at, parts), meta
         if damaged or any(self._path.glob("damaged-*")):
             raise UserError(f"every checkpoint in {self._path} is damaged: start in another --workdir")
         return None
 
     def _set_aside(self, steps: list[int]) -> None:
-        for step in steps:
+        if not steps:
+            return
+        for step in steps if distributed.is_first() else ():
             number = len(list(self._path.glob(f"damaged-{step}-*")))
             (self._path / str(step)).rename(self._path / f"damaged-{step}-{number}")
-        if steps:
-            self._manager.reload()
+        distributed.meet()
+        self._manager.reload()
 
     def wait(self) -> None:
         """Returns when all saves are on disk; raises what went wrong in them."""

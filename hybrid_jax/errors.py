@@ -24,6 +24,17 @@ class NonFiniteError(RuntimeError):
     """A loss that is not finite; the message names it and its step. Exit code 1."""
 
 
+def explain(error: BaseException) -> tuple[str, int] | None:
+    """Returns the line for the terminal and the exit code; None for what needs a traceback, a fault of ours."""
+    if isinstance(error, Preempted):
+        return str(error), 75
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 1
+    if isinstance(error, UserError | NonFiniteError):
+        return f"error: {error}", 2 if isinstance(error, UserError) else 1
+    return None
+
+
 @contextlib.contextmanager
 def explained_memory(advice: str) -> Iterator[None]:
     """Turns a device's out-of-memory error into one UserError that says which settings help."""

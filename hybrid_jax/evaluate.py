@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybrid_jax import config as config_lib
-from hybrid_jax import evaluators, inference, report
+from hybrid_jax import distributed, evaluators, inference, report, sharding
 from hybrid_jax.data import augment, sources
-from hybrid_jax.errors import explained_memory
+from hybrid_jax.errors import UserError, explained_memory
 from hybrid_jax.evaluators.features import FeatureStore
+from hybrid_jax.files import write_whole
 from hybrid_jax.metrics import headline, results_path
 from hybrid_jax.report_views import SampleViews
 
@@ -21,7 +22,10 @@ from hybrid_jax.report_views import SampleViews
 def evaluate_and_report(
     model, data, config, workdir: str | os.PathLike, log: Callable[[str], None]
 ) -> dict[str, float]:
-    """Runs config.eval.evaluators and writes their results; returns headline values by metric name."""
+    """Runs config.eval.evaluators and writes their results; returns headline values by metric name.
+
+    Of several processes each does all of it, since each must call the model alike; only the first writes.
+    """
     workdir = pathlib.Path(workdir)
     log(f"evaluating step {model.step} ...")
     data = data.for_evaluation(config.eval.max_images).in_memory()
@@ -34,10 +38,7 @@ def evaluate_and_report(
         log(summary_line(row))
     log(f"report: {report.write_report(workdir, model, data, results, sample_views(config, data), features)}")
     # Last, because this file says that the evaluation is complete.
-    path = results_path(workdir, model.step)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(results_path(workdir, model.step), json.dumps(results, indent=2) + "\n")
     return headline(results)
 
 
@@ -53,13 +54,16 @@ def evaluate_workdir(workdir: str | os.PathLike, step: str | None, eval_section,
     Returns:
       Headline values by metric name.
     """
-    model = inference.load(workdir, step, log)
+    log = distributed.only_first(log)
+    mesh = sharding.all_devices() if distributed.several() else None
+    model = inference.load(workdir, step, log, mesh)
     config = model.config
     if eval_section is not None:
         with config.unlocked():
             config.eval = eval_section
         config_lib.validate(config)
-    data = sources.load(config)
+    with distributed.together(UserError), distributed.first_goes_first():
+        data = sources.load(config)
     data.check(model.fingerprint, config.data.path)
     evaluators.check(data.for_evaluation(config.eval.max_images), config)
     with explained_memory(f"lower config.eval.batch_size={config.eval.batch_size}"):

@@ -207,16 +207,22 @@ def _whole(token_log_prob: np.ndarray) -> np.ndarray:
     return token_log_prob.sum(axis=(1, 2), dtype=np.float64).astype(np.float32)
 
 
-def load(workdir: str | os.PathLike, step: int | str | None = None, log: Callable[[str], None] = print) -> Model:
+def load(
+    workdir: str | os.PathLike,
+    step: int | str | None = None,
+    log: Callable[[str], None] = print,
+    mesh: Mesh | None = None,
+) -> Model:
     """Loads a trained model; needs no dataset, optimizer or config file.
 
     Args:
       workdir: what `--workdir` was in training.
       step: which checkpoint; None or "latest" = the newest that is not damaged.
       log: takes the line about a damaged checkpoint.
+      mesh: whose devices share every batch; None = the default device alone.
 
     Returns:
-      The model, on the default device.
+      The model.
 
     Raises:
       UserError: no checkpoint, no such step, or all are damaged.
@@ -233,7 +239,7 @@ def load(workdir: str | os.PathLike, step: int | str | None = None, log: Callabl
     try:
         for candidate in newest_first:
             try:
-                return _load_step(checkpoints, candidate)
+                return _load_step(checkpoints, candidate, mesh)
             except DamagedError as error:
                 log(str(error))
     finally:
@@ -241,10 +247,10 @@ def load(workdir: str | os.PathLike, step: int | str | None = None, log: Callabl
     raise UserError(f"--workdir={workdir}: no undamaged checkpoint among {', '.join(map(str, newest_first))}")
 
 
-def _load_step(checkpoints: Checkpoints, step: int) -> Model:
+def _load_step(checkpoints: Checkpoints, step: int, mesh: Mesh | None) -> Model:
     config = config_lib.from_dict(checkpoints.meta(step)["config"])
     spec = tokens.TokenSpec.from_config(config)
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if mesh is None else sharding.replicated(mesh)
     module, abstract = hybrid.build_model(config), tokens.abstract_palette(spec)
     shapes = jax.eval_shape(lambda p: hybrid.init_params(module, jax.random.key(0), p), abstract)
     part = "ema_params" if config.train.ema_decay > 0 else "params"
@@ -253,5 +259,6 @@ def _load_step(checkpoints: Checkpoints, step: int) -> Model:
     parts, meta = checkpoints.restore(step, placed)
     palette = None
     if abstract is not None:
-        palette = jax.device_put(tokens.Palette.from_colours(np.asarray(parts["palette"])), here)
-    return Model(config, parts[part], palette, meta["step"], fingerprint=meta["fingerprint"])
+        made = tokens.Palette.from_colours(np.asarray(parts["palette"]))
+        palette = sharding.place(made, jax.tree.map(lambda _: here, made))
+    return Model(config, parts[part], palette, meta["step"], mesh, meta["fingerprint"])

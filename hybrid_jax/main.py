@@ -8,7 +8,7 @@ from ml_collections import config_flags
 
 from hybrid_jax import command_line
 from hybrid_jax import config as config_lib
-from hybrid_jax.errors import NonFiniteError, Preempted, UserError
+from hybrid_jax.errors import NonFiniteError, Preempted, UserError, explain
 
 MODES = ("data", "train", "eval", "embed", "config")
 
@@ -20,6 +20,10 @@ _INPUT = flags.DEFINE_string("input", None, "What to embed: a folder of images, 
 _OUTPUT = flags.DEFINE_string("output", None, "The .npz that embed writes; by default embed.npz in the workdir.")
 _LAYER = flags.DEFINE_string("layer", None, "Whose features to embed with; by default the encoder's output.")
 _ON_ERROR = flags.DEFINE_enum("on_error", "stop", ["stop", "skip"], "What embed does at an unreadable image file.")
+_DISTRIBUTED = flags.DEFINE_enum("distributed", "auto", ["auto", "on", "off"], "Whether to join other processes.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster says it.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of this run, likewise.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0, likewise.")
 
 
 def run() -> None:
@@ -36,19 +40,29 @@ def run() -> None:
         if _CONFIG.value is None:
             raise UserError("--config is missing: a file of configs/, for example --config=configs/quickstart.py")
         config_lib.validate(_CONFIG.value)
-        if mode == "train":
-            from hybrid_jax.train import train_and_evaluate as task
-        else:
-            from hybrid_jax.data_summary import summarise as task
-        task(_CONFIG.value, _WORKDIR.value, _say)
-        return
-    section = None if _CONFIG.value is None else _CONFIG.value.eval
-    if mode == "embed":
-        _embed(_WORKDIR.value, None if section is None else section.batch_size)
+    if mode == "data":
+        from hybrid_jax.data_summary import summarise
+
+        summarise(_CONFIG.value, _WORKDIR.value, _say)
+    elif mode == "embed":
+        _embed(_WORKDIR.value, None if _CONFIG.value is None else _CONFIG.value.eval.batch_size)
+    else:
+        from hybrid_jax import processes
+
+        with processes.joined(_DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value):
+            _train_or_evaluate(mode, _WORKDIR.value)
+
+
+def _train_or_evaluate(mode: str, workdir: str) -> None:
+    if mode == "train":
+        from hybrid_jax.train import train_and_evaluate
+
+        train_and_evaluate(_CONFIG.value, workdir, _say)
     else:
         from hybrid_jax.evaluate import evaluate_workdir
 
-        evaluate_workdir(_WORKDIR.value, _STEP.value, section, _say)
+        section = None if _CONFIG.value is None else _CONFIG.value.eval
+        evaluate_workdir(workdir, _STEP.value, section, _say)
 
 
 def _embed(workdir: str, batch_size: int | None) -> None:
@@ -73,18 +87,10 @@ def main() -> None:
         # Orbax and tfds log their own steps; what a user needs to know, the modes say.
         logging.set_verbosity(logging.ERROR)
         run()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except NonFiniteError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(1)
-    except Preempted as event:
-        print(event, file=sys.stderr)
-        sys.exit(75)
+    except (UserError, NonFiniteError, KeyboardInterrupt, Preempted) as error:
+        line, code = explain(error) or (str(error), 1)
+        print(line, file=sys.stderr)
+        sys.exit(code)
 
 
 if __name__ == "__main__":

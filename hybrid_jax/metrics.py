@@ -1,10 +1,15 @@
 """Where metrics go: `metrics.jsonl`, TensorBoard if it is installed, the progress line, and `eval/<step>.json`."""
 
+import contextlib
 import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from typing import TextIO
+
+from hybrid_jax.distributed import is_first
 
 KEYS = ("generative_loss", "contrastive_loss")
 
@@ -17,7 +22,11 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: str | os.PathLike, start_step: int):
-        """Opens the files of `workdir` to go on after `start_step`."""
+        """Opens the files of `workdir` to go on after `start_step`; of several processes only the first writes."""
+        self._file: TextIO | None = None
+        self._board = None
+        if not is_first():
+            return
         path = pathlib.Path(workdir) / "metrics.jsonl"
         if path.exists():
             _drop_after(path, start_step)
@@ -25,7 +34,7 @@ class MetricsWriter:
         try:
             from tensorboardX import SummaryWriter  # optional, and slow to import
         except ImportError:
-            self._board = None
+            pass
         else:
             # The suffix keeps two files of one second apart.
             purge, suffix = (start_step + 1, f".{start_step}") if start_step else (None, "")
@@ -35,8 +44,9 @@ class MetricsWriter:
         """Writes the metrics of one step; the loss of an absent branch is null."""
         row = {"step": step} | {key: metrics.get(key) for key in KEYS} | dict(metrics)
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
         self.scalars(step, metrics)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -48,9 +58,42 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Closes the files."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+class Clock:
+    """Speed and time left, without the time that evaluations take."""
+
+    def __init__(self, batch: int, total: int, start: int):
+        """Starts the clock of a run of `total` steps of `batch` images, at step `start`."""
+        self._batch, self._total, self._start = batch, total, start
+        self._first = self._last = (start, time.perf_counter())
+
+    def rates(self, step: int) -> dict[str, float]:
+        """Returns images per second since the last call."""
+        now = time.perf_counter()
+        before, then = self._last
+        self._last = (step, now)
+        if before == self._start:
+            # The first interval holds compilation, which says nothing about the time left.
+            self._first = self._last
+        return {"images_per_second": (step - before) * self._batch / (now - then)}
+
+    def seconds_left(self, step: int) -> float:
+        """Returns the seconds that the remaining steps take at the speed so far."""
+        (first, then), (last, now) = self._first, self._last
+        return (self._total - step) * (now - then) / (last - first) if last > first else math.nan
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves what happens inside out of the count."""
+        start = time.perf_counter()
+        yield
+        spent = time.perf_counter() - start
+        self._first, self._last = ((s, t + spent) for s, t in (self._first, self._last))
 
 
 def read(workdir: str | os.PathLike) -> list[dict]:

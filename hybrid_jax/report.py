@@ -13,6 +13,7 @@ from hybrid_jax import config as config_lib
 from hybrid_jax import metrics as metrics_lib
 from hybrid_jax import reference, report_figures, report_images, report_results, report_views
 from hybrid_jax.evaluators.features import SPLITS, FeatureStore, has_split
+from hybrid_jax.files import write_whole
 
 
 def write_report(
@@ -60,9 +61,7 @@ def write_report(
         f"<pre>{html.escape(config_lib.to_json(model.config))}</pre></details>",
     ]
     path = workdir / "report.html"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(_PAGE.format(title=title, style=_STYLE, body="\n".join(body)), "utf-8")
-    temporary.replace(path)
+    write_whole(path, _PAGE.format(title=title, style=_STYLE, body="\n".join(body)))
     return path
 
 

@@ -43,6 +43,11 @@ def make_mesh(config) -> Mesh:
     return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
+def all_devices() -> Mesh:
+    """Returns the mesh that cuts batches over all devices, and nothing else."""
+    return jax.make_mesh((jax.device_count(), 1), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, P())
@@ -83,6 +88,15 @@ def state_sharding(abstract_state, mesh: Mesh):
         return NamedSharding(mesh, P(*spec))
 
     return jax.tree.map(rule, abstract_state)
+
+
+def place(tree, shardings):
+    """Returns arrays of the host's memory as global ones; every process must hold the same."""
+
+    def one(x, where) -> jax.Array:
+        return jax.make_array_from_callback(np.shape(x), where, lambda index: np.asarray(x)[index])
+
+    return jax.tree.map(one, tree, shardings)
 
 
 @functools.lru_cache

@@ -4,19 +4,18 @@ import contextlib
 import math
 import os
 import pathlib
-import signal
-import time
 from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 
-from hybrid_jax import checkpoint, evaluators, inference, sharding, train_step
+from hybrid_jax import checkpoint, distributed, evaluators, inference, sharding, stopping, train_step
 from hybrid_jax import config as config_lib
 from hybrid_jax import metrics as metrics_lib
 from hybrid_jax.data import pipeline, sources
 from hybrid_jax.errors import NonFiniteError, Preempted, UserError, explained_memory, reject
 from hybrid_jax.evaluate import evaluate_and_report
+from hybrid_jax.files import write_whole
 from hybrid_jax.metrics import read_headline, results_path
 from hybrid_jax.models import tokens
 
@@ -42,35 +41,38 @@ def train_and_evaluate(config, workdir: str | os.PathLike, log: Log = print) -> 
       NonFiniteError: a loss became infinite or NaN.
     """
     config_lib.validate(config)
-    workdir = pathlib.Path(workdir)
-    if jax.process_count() > 1:
-        raise UserError(f"{jax.process_count()} processes: this version trains in one process")
+    workdir, log = pathlib.Path(workdir), distributed.only_first(log)
     mesh = sharding.make_mesh(config)
-    data = sources.load(config)
-    pipeline.steps_per_epoch(len(data.train.images), config.train.batch_size)
-    evaluators.check(data.for_evaluation(config.eval.max_images), config)
-    _create(workdir)
+    with distributed.together(UserError), distributed.first_goes_first():
+        data = sources.load(config)
+        pipeline.steps_per_epoch(len(data.train.images), config.train.batch_size)
+        evaluators.check(data.for_evaluation(config.eval.max_images), config)
+        _create(workdir)
+    distributed.check_same(config=config_lib.to_json(config), fingerprint=data.fingerprint)
     advice = (
         f"lower config.train.batch_size={config.train.batch_size} or config.model.width={config.model.width}, raise "
         f"config.train.microbatches={config.train.microbatches}, or set config.model.remat=True"
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(explained_memory(advice))
-        stop_requested = stack.enter_context(_stop_requests())
+        stop_requested = stack.enter_context(stopping.stop_requests())
+        agreement = stopping.Agreement(mesh)
         checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(workdir, config)))
         state, start = _restore_or_init(config, checkpoints, data, mesh, log)
-        _write_config(config, workdir)
+        with _writable(workdir):
+            write_whole(workdir / "config.json", config_lib.to_json(config))
         _log_setup(config, data, mesh, state, start, log)
         writer = stack.enter_context(contextlib.closing(metrics_lib.MetricsWriter(workdir, start)))
-        return _run(config, workdir, data, mesh, state, start, checkpoints, writer, stop_requested, log)
+        ask_to_stop = lambda: agreement.ask(stop_requested())
+        return _run(config, workdir, data, mesh, state, start, checkpoints, writer, ask_to_stop, log)
 
 
-def _run(config, workdir, data, mesh, state, start, checkpoints, writer, stop_requested, log) -> dict[str, float]:
+def _run(config, workdir, data, mesh, state, start, checkpoints, writer, ask_to_stop, log) -> dict[str, float]:
     """The loop: evaluate what was saved, take a batch, step, log, save."""
     step_fn, compare = train_step.make_train_step(config, mesh), _gradient_comparison(config, mesh, log)
     model = inference.Model(config, None, None, start, mesh)
-    clock = _Clock(config, start)
     total, batch, pending, last = config.train.total_steps, config.train.batch_size, {}, {}
+    clock = metrics_lib.Clock(batch, total, start)
     rows = sharding.local_rows(mesh, batch)
     batches = pipeline.batches(data.train.images, config.seed, batch, start, total, rows)
 
@@ -85,17 +87,18 @@ def _run(config, workdir, data, mesh, state, start, checkpoints, writer, stop_re
     for step in range(start, total):
         # Here, not after the save, so that a run stopped in between evaluates when it resumes.
         due = config.eval.every_steps > 0 and step > 0 and step % config.eval.every_steps == 0
-        if due and not results_path(workdir, step).exists():
+        if due and not distributed.from_first(results_path(workdir, step).exists()):
             evaluate(state)
         images = sharding.global_batch(next(batches), mesh, batch)
         done = step + 1
         logs = done in (1, total) or done % config.log.every_steps == 0
         # Before the step, which donates the state.
         gradients = compare(state, images) if logs and compare else {}
+        stop_asked = ask_to_stop()
         state, pending[done] = step_fn(state, images)
         # At most two steps in flight: a stop request is answered soon, and batches do not pile up.
         jax.block_until_ready(pending.get(done - 1))
-        stops = stop_requested() and done < total
+        stops = stop_asked() and done < total
         evaluates = config.eval.every_steps > 0 and done % config.eval.every_steps == 0
         saves = stops or evaluates or done == total or done % config.checkpoint.every_steps == 0
         if logs or saves:
@@ -111,7 +114,7 @@ def _run(config, workdir, data, mesh, state, start, checkpoints, writer, stop_re
         if stops:
             raise Preempted(f"stopped at step {done}, which is saved; the same command continues")
     checkpoints.wait()
-    if results_path(workdir, total).exists() and start == total:
+    if start == total and distributed.from_first(results_path(workdir, total).exists()):
         log(f"already trained and evaluated; --mode=eval evaluates again; report: {workdir / 'report.html'}")
         return _last_metrics(workdir) | read_headline(workdir, total)
     return (last or _last_metrics(workdir)) | (evaluate(state) if config.eval.every_steps >= 0 else {})
@@ -124,15 +127,7 @@ def _last_metrics(workdir: pathlib.Path) -> dict[str, float]:
 
 def _create(workdir: pathlib.Path) -> None:
     with _writable(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "checkpoints").mkdir(exist_ok=True)
-
-
-def _write_config(config, workdir: pathlib.Path) -> None:
-    with _writable(workdir):
-        temporary = workdir / "config.tmp"
-        temporary.write_text(config_lib.to_json(config), encoding="utf-8")
-        temporary.replace(workdir / "config.json")
+        (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager
@@ -172,6 +167,8 @@ def _fit_palette(config, data, log: Log) -> tokens.Palette | None:
         raise
     except ValueError as error:
         raise reject("model.palette_size", spec.vocab_size, f"the data have {error}") from error
+    # Another kind of processor may round k-means otherwise.
+    colours = np.array(distributed.from_first(colours.tolist()), np.float32)
     palette = tokens.Palette.from_colours(colours)
     psnr = tokens.palette_psnr(data.train.images[:1000], spec, palette)
     log(f"palette: {spec.vocab_size} colours, PSNR {psnr:.2f} dB on the first 1,000 training images")
@@ -201,59 +198,6 @@ def _checked(pending: dict[int, dict], tolerated: int) -> dict[str, float]:
         if bad and not 0 < values.get("skipped_in_a_row", 0) <= tolerated:
             raise NonFiniteError(f"step {step}: {', '.join(bad)}; the last checkpoint is kept")
     return found[max(found)]
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether SIGTERM or SIGINT has come; a second SIGINT stops at once."""
-    came: list[int] = []
-
-    def note(number, frame):
-        # Schedulers repeat SIGTERM; only a second Ctrl-C means that saving is not wanted either.
-        if number == signal.SIGINT and signal.SIGINT in came:
-            raise KeyboardInterrupt
-        came.append(number)
-
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # only the main thread may handle signals; a caller's thread keeps its own ways
-        before = {}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class _Clock:
-    """Speed and time left, without the time that evaluations take."""
-
-    def __init__(self, config, start: int):
-        self._batch, self._total, self._start = config.train.batch_size, config.train.total_steps, start
-        self._first = self._last = (start, time.perf_counter())
-
-    def rates(self, step: int) -> dict[str, float]:
-        """Returns images per second since the last call."""
-        now = time.perf_counter()
-        before, then = self._last
-        self._last = (step, now)
-        if before == self._start:
-            # The first interval holds compilation, which says nothing about the time left.
-            self._first = self._last
-        return {"images_per_second": (step - before) * self._batch / (now - then)}
-
-    def seconds_left(self, step: int) -> float:
-        """Returns the seconds that the remaining steps take at the speed so far."""
-        (first, then), (last, now) = self._first, self._last
-        return (self._total - step) * (now - then) / (last - first) if last > first else math.nan
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leaves what happens inside out of the count."""
-        start = time.perf_counter()
-        yield
-        spent = time.perf_counter() - start
-        self._first, self._last = ((s, t + spent) for s, t in (self._first, self._last))
 
 
 def _log_setup(config, data, mesh, state, start: int, log: Log) -> None:

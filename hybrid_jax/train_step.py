@@ -49,7 +49,7 @@ class TrainState(flax.struct.PyTreeNode):
         palette = None
         if self.palette is not None:
             made = tokens.Palette.from_colours(np.asarray(parts["palette"]))
-            palette = jax.tree.map(lambda x, at: jax.device_put(x, at.sharding), made, self.palette)
+            palette = sharding.place(made, jax.tree.map(lambda x: x.sharding, self.palette))
         return self.replace(step=step, **(parts | {"palette": palette}))
 
 

@@ -4,11 +4,12 @@ Dimensions: n images, H W C image, D features.
 """
 
 import json
-import os
 import pathlib
 from collections.abc import Callable
 
 import numpy as np
+
+from hybrid_jax.files import write_whole
 
 SPLITS = ("train", "validation", "test")
 PIXEL_SIDE = 32
@@ -99,9 +100,7 @@ class FloorCache:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(known, indent=1))
-        os.replace(partial, self.path)
+        write_whole(self.path, json.dumps(known, indent=1))
 
 
 def raw_pixels(images: np.ndarray) -> np.ndarray:

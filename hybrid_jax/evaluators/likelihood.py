@@ -113,8 +113,10 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     metric, unit = unit_of(model.spec)
 
     def floor() -> float:
-        fitted = fit_histograms(train, model.spec, model.palette, batch)
-        return -float(np.mean(histogram_log_prob(fitted, test, model.spec, model.palette, batch))) / unit
+        # On one device of this process: another may know the floor and not compute it.
+        palette = jax.device_put(jax.device_get(model.palette))
+        fitted = fit_histograms(train, model.spec, palette, batch)
+        return -float(np.mean(histogram_log_prob(fitted, test, model.spec, palette, batch))) / unit
 
     key = {"protocol": PROTOCOL, "data": data.fingerprint, "spec": repr(model.spec), "n": len(test)}
     if model.palette is not None:

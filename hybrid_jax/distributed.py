@@ -1,0 +1,108 @@
+"""Several processes as one run: how they agree.
+
+All of it goes over the coordination service, not over the devices, so that a wait may be long: a process may decode
+images or write a report for hours. In a single process every function here does nothing.
+"""
+
+import contextlib
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+# The service's client has no public name.
+from jax._src.distributed import global_state
+
+from hybrid_jax.errors import UserError
+
+_LONG = 7 * 24 * 3600 * 1000  # ms
+
+_calls = itertools.count()
+
+
+def several() -> bool:
+    """Returns whether this run has more than one process."""
+    return count() > 1
+
+
+def is_first() -> bool:
+    """Returns whether this is process 0, the one that writes logs and results."""
+    return process() == 0
+
+
+def process() -> int:
+    """Returns this process's number; unlike JAX's own function it does not wait for the devices."""
+    return global_state.process_id
+
+
+def count() -> int:
+    """Returns the number of processes, likewise."""
+    return global_state.num_processes
+
+
+def only_first(log: Callable[[str], None]) -> Callable[[str], None]:
+    """Returns `log`, in other processes than the first a function that drops its line."""
+    return log if is_first() else lambda line: None
+
+
+def service() -> Any:
+    """Returns the client of the coordination service."""
+    return global_state.client
+
+
+def meet(name: str | None = None, milliseconds: int = _LONG) -> None:
+    """Waits for all processes; a name is used once in a run, None = the next of a row."""
+    if several():
+        service().wait_at_barrier(f"hybrid_jax/meet/{name or next(_calls)}", milliseconds)
+
+
+def from_first(value: Any) -> Any:
+    """Returns process 0's value, as JSON keeps it; all processes must call it in the same order."""
+    if not several():
+        return value
+    key = f"hybrid_jax/first/{next(_calls)}"
+    if is_first():
+        service().key_value_set(key, json.dumps(value))
+    return json.loads(service().blocking_key_value_get(key, _LONG))
+
+
+def check_same(**values: str) -> None:
+    """Raises UserError in all processes where one has another value than process 0."""
+    with together(UserError):
+        for name, value in from_first(values).items():
+            if value != values[name]:
+                raise UserError(f"has another {name} than process 0: start all with one command, on the same data")
+
+
+@contextlib.contextmanager
+def together(*kinds: type[Exception]) -> Iterator[None]:
+    """Makes an error of these kinds in one process an error of that kind in all, so that none waits for the others."""
+    if not several():
+        yield
+        return
+    # Named before the work, which an error may cut short in some processes.
+    name, own = f"errors {next(_calls)}", None
+    try:
+        yield
+    except kinds as error:
+        own = error
+        service().key_value_set(f"{name}/{process()}", json.dumps([type(error).__name__, str(error)]))
+    meet(name)
+    if own is not None:
+        raise own
+    for path, told in sorted(service().key_value_dir_get(f"{name}/")):
+        kind, message = json.loads(told)
+        raise {k.__name__: k for k in kinds}[kind](f"process {path.rpartition('/')[2]}: {message}")
+
+
+@contextlib.contextmanager
+def first_goes_first() -> Iterator[None]:
+    """Lets process 0 through before the others, so that they find the files it makes."""
+    name = str(next(_calls))
+    if not is_first():
+        meet(name)
+    try:
+        yield
+    finally:
+        if is_first():
+            meet(name)

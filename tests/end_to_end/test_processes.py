@@ -1,0 +1,179 @@
+"""Several processes of one run, as the real command starts them: agreement, stop requests, processes that are gone."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import hybrid_jax
+from hybrid_jax import checkpoint, metrics, train
+from hybrid_jax.errors import Preempted
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+GONE = 15  # seconds
+# Views of dropped patches only: processes other than the first compile anew each time, and augmentations are much code.
+FEW = ["--config.train.total_steps=100000", "--config.log.every_steps=1", "--config.augment.recipe=none"]
+
+
+class Run:
+    """Processes of one run, started at once."""
+
+    def __init__(self, workdir, count, devices, *flags, each=lambda i: []):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        self.workdir, self.outputs = workdir, []
+        self.processes = []
+        for i in range(count):
+            command = [
+                sys.executable, "-m", "hybrid_jax.main", "--config=tests/tiny.py", f"--workdir={workdir}",
+                f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}", f"--process_id={i}", *flags, *each(i),
+            ]  # fmt: skip
+            environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            self.processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, **pipes))
+
+    def until(self, reached):
+        """Waits until a condition holds, while all run."""
+        deadline = time.monotonic() + 200
+        while not reached():
+            ended = [p for p in self.processes if p.poll() is not None]
+            assert not ended, ended[0].communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def ends(self, seconds=200):
+        """Returns [(exit code, stdout, stderr)] of all, killed if they take longer."""
+        deadline = time.monotonic() + seconds
+        found = []
+        for process in self.processes:
+            try:
+                out, err = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                out, err = process.communicate()
+                err += "\nhad to be killed"
+            found.append((process.returncode, out, err))
+        return found
+
+
+def own_lines(text):
+    return [line for line in text.splitlines() if line and not line.startswith("[Gloo]")]
+
+
+@pytest.fixture
+def start():
+    runs = []
+
+    def start(*args, **kwargs):
+        runs.append(Run(*args, **kwargs))
+        return runs[-1]
+
+    yield start
+    for process in (p for run in runs for p in run.processes):
+        process.kill()
+        process.wait()
+
+
+def stop_in_step(config, workdir, step):
+    """Trains in this process until `step` is saved, as a run that is asked to stop then."""
+
+    def stop(line):
+        if line.startswith(f"step {step - 1:>6}/"):
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Preempted):
+        train.train_and_evaluate(config, workdir, stop)
+
+
+def params_of(workdir):
+    return jax.tree.leaves(jax.device_get(hybrid_jax.load(workdir).params))
+
+
+def assert_close(one, two):
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_two_processes_train_as_one_stop_together_and_notice_a_death(
+    start, tiny_config, mesh_of, tmp_path, monkeypatch
+):
+    workdir = tmp_path / "run"
+    evaluate = ["--config.eval.every_steps=6", "--config.eval.evaluators=('knn',)"]
+    run = start(workdir, 2, 2, *FEW, *evaluate, "--config.checkpoint.every_steps=100000")
+    run.until((workdir / "eval" / "6.json").exists)
+    os.kill(run.processes[1].pid, signal.SIGTERM)
+    (first, out, err), (second, other_out, other_err) = run.ends()
+    assert (first, second) == (75, 75), err + other_err
+    (line,) = own_lines(err)
+    assert "same command continues" in line
+    # Only process 0 speaks.
+    assert "step" in out and not own_lines(other_out) and not own_lines(other_err)
+    stopped = int(re.search(r"stopped at step (\d+)", line)[1])
+    assert checkpoint.Checkpoints(workdir).steps()[-1] == stopped
+    rows = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, stopped + 1))
+    # Its parameters are those of one process with as many devices.
+    config = tiny_config(train__total_steps=100_000, log__every_steps=1, augment__recipe="none")
+    monkeypatch.setattr(train.sharding, "make_mesh", lambda config: mesh_of(4))
+    stop_in_step(config, tmp_path / "one", stopped)
+    assert_close(params_of(workdir), params_of(tmp_path / "one"))
+    # One device continues it.
+    monkeypatch.setattr(train.sharding, "make_mesh", lambda config: mesh_of(1))
+    stop_in_step(config, workdir, stopped + 3)
+    # And so do two processes; when one is killed, the other ends soon and says why.
+    run = start(workdir, 2, 2, *FEW)
+    run.until(lambda: metrics.read(workdir)[-1]["step"] > stopped + 4)
+    run.processes[1].kill()
+    (code, _, err), _ = run.ends(GONE)
+    assert code == 1 and "process 1 is gone: start all again with the same command" in err, err
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which, how", [(1, signal.SIGSTOP), (0, signal.SIGSTOP), (0, signal.SIGKILL)])
+def test_a_process_that_hangs_ends_the_others(start, tmp_path, which, how):
+    run = start(tmp_path, 2, 2, *FEW)
+    run.until(lambda: len(metrics.read(tmp_path)) > 3)
+    os.kill(run.processes[which].pid, how)
+    code = run.processes[1 - which].wait(timeout=GONE)
+    assert code not in (0, 75)
+    os.kill(run.processes[which].pid, signal.SIGKILL)
+    err = run.ends()[1 - which][2]
+    if how == signal.SIGSTOP:
+        assert f"process {which} is gone" in err
+
+
+@pytest.mark.slow
+def test_four_processes_with_cut_parameters_and_damage_that_only_one_of_them_sees(
+    start, tiny_config, mesh_of, tmp_path, monkeypatch
+):
+    run = start(tmp_path / "four", 4, 1, "--config.mesh.fsdp=4")
+    assert [code for code, _, _ in run.ends()] == [0] * 4
+    monkeypatch.setattr(train.sharding, "make_mesh", lambda config: mesh_of(4, 4))
+    train.train_and_evaluate(tiny_config(), tmp_path / "one")
+    assert_close(params_of(tmp_path / "four"), params_of(tmp_path / "one"))
+    for file in (tmp_path / "four" / "checkpoints" / "10" / "opt_state" / "ocdbt.process_1" / "d").iterdir():
+        file.write_bytes(file.read_bytes()[:50])
+    run = start(tmp_path / "four", 4, 1, "--config.mesh.fsdp=4")
+    ended = run.ends()
+    assert [code for code, _, _ in ended] == [0] * 4
+    out = ended[0][1]
+    assert "checkpoint 10 is damaged" in out and "resuming from checkpoint 5" in out
+    assert_close(params_of(tmp_path / "four"), params_of(tmp_path / "one"))
+
+
+@pytest.mark.slow
+def test_another_config_in_one_process_ends_all_with_one_line(start, tmp_path):
+    run = start(tmp_path, 2, 1, "--config.train.total_steps=1", each=lambda i: [f"--config.seed={i}"])
+    (first, _, err), (second, _, other_err) = run.ends()
+    assert (first, second, other_err) == (2, 2, "")
+    assert err.startswith("error: process 1: has another config than process 0") and len(err.splitlines()) == 1
