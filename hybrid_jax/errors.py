@@ -1,4 +1,4 @@
-"""What can go wrong and how it is told: mistakes, preemption, bad numbers, memory."""
+"""What can go wrong and how it is told: mistakes, preemption, bad numbers, a failed compiler, memory."""
 
 import contextlib
 from collections.abc import Iterator
@@ -22,6 +22,10 @@ class Preempted(Exception):  # noqa: N818 - an event, not an error
 
 class NonFiniteError(RuntimeError):
     """A loss that is not finite; the message names it and its step. Exit code 1."""
+
+
+class CompilerError(RuntimeError):
+    """The compiler failed, which no setting is known to mend; the message is one line. Exit code 1."""
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The command line: flags -> mode -> one call. `python -m hybrid_jax.main --help`."""
 
+import functools
 import signal
 import sys
 
@@ -8,9 +9,9 @@ from ml_collections import config_flags
 
 from hybrid_jax import command_line
 from hybrid_jax import config as config_lib
-from hybrid_jax.errors import NonFiniteError, Preempted, UserError
+from hybrid_jax.errors import CompilerError, NonFiniteError, Preempted, UserError
 
-MODES = ("data", "train", "eval", "embed", "config")
+MODES = ("data", "train", "eval", "embed", "config", "compile")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.")
@@ -20,6 +21,7 @@ _INPUT = flags.DEFINE_string("input", None, "What to embed: a folder of images, 
 _OUTPUT = flags.DEFINE_string("output", None, "The .npz that embed writes; by default embed.npz in the workdir.")
 _LAYER = flags.DEFINE_string("layer", None, "Whose features to embed with; by default the encoder's output.")
 _ON_ERROR = flags.DEFINE_enum("on_error", "stop", ["stop", "skip"], "What embed does at an unreadable image file.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "What compile compiles for: v5e:16x16, v5e:16x16x2 (two slices), ...")
 
 
 def run() -> None:
@@ -32,14 +34,18 @@ def run() -> None:
         return
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: the folder where this run keeps its files")
-    if mode in ("train", "data"):
+    if mode in ("train", "data", "compile"):
         if _CONFIG.value is None:
             raise UserError("--config is missing: a file of configs/, for example --config=configs/quickstart.py")
         config_lib.validate(_CONFIG.value)
         if mode == "train":
             from hybrid_jax.train import train_and_evaluate as task
-        else:
+        elif mode == "data":
             from hybrid_jax.data_summary import summarise as task
+        else:
+            from hybrid_jax.aot import compile_for
+
+            task = functools.partial(compile_for, _TOPOLOGY.value)
         task(_CONFIG.value, _WORKDIR.value, _say)
         return
     section = None if _CONFIG.value is None else _CONFIG.value.eval
@@ -76,7 +82,7 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except NonFiniteError as error:
+    except (NonFiniteError, CompilerError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -1,0 +1,166 @@
+"""The process that compiles a train step for a topology: `python -m hybrid_jax.aot_worker REQUEST ANSWER`.
+
+Its own process, because the TPU compiler ends it on some inputs, and because its environment must be set
+before JAX is imported. REQUEST and ANSWER are JSON files, written and read by `hybrid_jax.aot`.
+"""
+
+import importlib.metadata
+import json
+import math
+import pathlib
+import re
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+
+from hybrid_jax import config as config_lib
+from hybrid_jax import flops, roofline, sharding, traffic, train_step
+from hybrid_jax.errors import UserError
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def out_of_memory(message: str) -> dict[str, float] | None:
+    """Reads the TPU compiler's out-of-memory error.
+
+    Returns:
+      {`needed`, `available`} in bytes of one device's HBM, and `only_temporaries` (1 where `needed` leaves out the
+      arguments); None for any other error.
+    """
+    size = r"(?:size )?\(?([\d.]+)([KMGT]?)\)?"
+    for only, pattern in (
+        (0, rf"Used {size} of {size} hbm"),
+        (1, rf"HLO temporaries {size} exceeds available HBM {size}"),
+    ):
+        found = re.search(pattern, message)
+        if found:
+            needed, needed_unit, available, unit = found.groups()
+            return {
+                "needed": float(needed) * _UNITS[needed_unit],
+                "available": float(available) * _UNITS[unit],
+                "only_temporaries": only,
+            }
+    return None
+
+
+def topology_devices(generation: str, shape: list[int], slices: int) -> list[Any]:
+    """Returns the devices of a topology that is not here.
+
+    Raises:
+      UserError: the TPU compiler knows no such topology.
+    """
+    name = f"{generation}:{'x'.join(map(str, shape))}"
+    options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    if math.prod(shape) == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    if generation == "v4":
+        # One device for both cores of a chip, as Cloud TPU shows it.
+        options["chip_config_name"] = "megacore"
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"--topology={name}: the TPU compiler refuses it: {reason}") from error
+
+
+def argument_bytes(arguments) -> int:
+    """Returns the bytes that one device holds of a tree of `jax.ShapeDtypeStruct` with shardings."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(arguments))
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")}
+
+
+def compile_step(request: dict[str, Any]) -> dict[str, Any]:
+    """Compiles the train step of a config for a topology.
+
+    Args:
+      request: `config` (as `config.json`), `generation`, `shape`, `slices`.
+
+    Returns:
+      The answer: what `compile.json` holds, but for the verdict in words.
+
+    Raises:
+      UserError: the mesh or the batch does not fit the topology.
+    """
+    config = config_lib.from_dict(request["config"])
+    generation = request["generation"]
+    devices = topology_devices(generation, request["shape"], request["slices"])
+    mesh = sharding.make_mesh(config, devices)
+    state = train_step.abstract_state(config, mesh)
+    shape = (config.train.batch_size, *config.data.image_size, config.data.channels)
+    images = jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding.batch_sharding(mesh))
+    answer: dict[str, Any] = {
+        **_versions(),
+        "devices": len(devices),
+        "mesh": dict(mesh.shape),
+        "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)),
+        "flops": flops.total(config),
+        "arguments_bytes_per_device": argument_bytes((state, images)),
+    }
+    start = time.perf_counter()
+    try:
+        step: Any = train_step.make_train_step(config, mesh)
+        compiled = step.lower(state, images).compile()
+    except jax.errors.JaxRuntimeError as error:
+        memory = out_of_memory(str(error))
+        if memory is None:
+            raise
+        return answer | _does_not_fit(memory, answer["arguments_bytes_per_device"], time.perf_counter() - start)
+    answer["compile_seconds"] = time.perf_counter() - start
+    text = compiled.as_text()
+    if "hlo" in request:
+        pathlib.Path(request["hlo"]).write_text(text, encoding="utf-8")
+    return answer | _memory(compiled.memory_analysis()) | _traffic(config, generation, len(devices), text)
+
+
+def _does_not_fit(memory: dict[str, float], arguments: int, seconds: float) -> dict[str, Any]:
+    needed = memory["needed"] + memory["only_temporaries"] * arguments
+    return {
+        "fits": False,
+        "peak_bytes_per_device": round(needed),
+        "available_bytes_per_device": round(memory["available"]),
+        "collectives": None,
+        "compile_seconds": seconds,
+    }
+
+
+def _memory(stats) -> dict[str, Any]:
+    return {
+        "fits": True,
+        "peak_bytes_per_device": stats.peak_memory_in_bytes,
+        "temporaries_bytes_per_device": stats.temp_size_in_bytes,
+        "output_bytes_per_device": stats.output_size_in_bytes,
+        "aliased_bytes_per_device": stats.alias_size_in_bytes,
+        "program_bytes_per_device": stats.generated_code_size_in_bytes,
+    }
+
+
+def _traffic(config, generation: str, devices: int, text: str) -> dict[str, Any]:
+    found = traffic.count(text)
+    parts = flops.train_step(config)
+    computed = roofline.computed_flops(parts, config.model.remat, config.train.microbatches)
+    ici = sum(kind["moved_bytes"] for kind in found["collectives"].values())
+    estimate = roofline.estimate(
+        generation, devices, math.fsum(parts.values()), computed, 2 * found["hbm_written_bytes"], ici,
+        found["between_slices"]["bytes"],
+    )  # fmt: skip
+    return {**found, "estimate": estimate}
+
+
+def main(request: str, answer: str) -> None:
+    """Reads REQUEST, compiles, writes ANSWER; a user's mistake is an answer too."""
+    try:
+        result = compile_step(json.loads(pathlib.Path(request).read_text(encoding="utf-8")))
+    except UserError as error:
+        result = {"mistake": str(error)}
+    pathlib.Path(answer).write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
