@@ -100,8 +100,7 @@ def compile_for(topology: str | None, config, workdir: str | os.PathLike, log: C
     if "mistake" in answer:
         raise UserError(answer["mistake"])
     report = {"topology": topology, "slices": target.slices, **answer}
-    available = answer.get("available_bytes_per_device", CHIPS[target.generation].usable_bytes)
-    report["available_bytes_per_device"] = available
+    report.setdefault("available_bytes_per_device", round(CHIPS[target.generation].usable_gib * GIB))
     report["verdict"] = verdict(report, config, target.devices // target.slices)
     for line in describe(report):
         log(line)
@@ -160,7 +159,7 @@ def verdict(report: dict[str, Any], config, slice_devices: int) -> str:
     peak, available = report["peak_bytes_per_device"], report["available_bytes_per_device"]
     sizes = f"{peak / GIB:.2f} of {available / GIB:.2f} GiB a device"
     if report["fits"]:
-        free = 1 - peak / available
+        free = max(0, 1 - peak / available)
         return f"fits: {sizes}, {free:.0%} free" + (", narrowly" if free < _NARROW else "")
     return f"does not fit: needs {sizes}; {'; or '.join(advice(report, config, slice_devices))}"
 

@@ -15,6 +15,7 @@ class Chip:
     Attributes:
       flops: peak bfloat16 operations a second.
       hbm_gib: memory, in GiB.
+      usable_gib: of it, what the compiler lets one device use.
       hbm_rate: its bytes a second.
       link_rate: bytes a second of one link between chips, one way.
       dcn_rate: bytes a second to other slices, through the data centre's network.
@@ -25,6 +26,7 @@ class Chip:
 
     flops: float
     hbm_gib: float
+    usable_gib: float
     hbm_rate: float
     link_rate: float
     dcn_rate: float
@@ -32,23 +34,19 @@ class Chip:
     max_chips: int
     devices: int = 1
 
-    @property
-    def usable_bytes(self) -> int:
-        """Bytes of one device; the compiler's own limit is a little lower."""
-        return round(self.hbm_gib * GIB / self.devices)
-
 
 # Sources: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, read in November 2026. A link is the documented
 # two-way rate of a chip over its links, halved; data-centre rates are those of a pod over its chips (v5e 6.4 Tbit/s,
 # v6e 25.6 Tbit/s, both 256 chips) or of a chip (v5p 50 Gbit/s). Not in them: v4's link (45 GB/s) and network
 # (25 GB/s for a host of 4), from jax-ml.github.io/scaling-book/tpus; tpu7x's memory rate, from JAX's own table
-# (jax/_src/pallas/mosaic/tpu_info.py). Assumed: tpu7x's links and network as v5p's.
+# (jax/_src/pallas/mosaic/tpu_info.py). Usable memory: from the errors of libtpu 0.0.42.1 for a program that is too
+# large. Assumed: tpu7x's links and network as v5p's.
 CHIPS = {
-    "v4": Chip(275e12, 32, 1.2e12, 45e9, 6.25e9, 3, 4096),
-    "v5e": Chip(197e12, 16, 819e9, 50e9, 3.125e9, 2, 256),
-    "v5p": Chip(459e12, 95, 2765e9, 100e9, 6.25e9, 3, 8960),
-    "v6e": Chip(918e12, 32, 1638e9, 100e9, 12.5e9, 2, 256),
-    "tpu7x": Chip(2307e12, 192, 7.4e12, 100e9, 6.25e9, 3, 9216, devices=2),
+    "v4": Chip(275e12, 32, 30.75, 1.2e12, 45e9, 6.25e9, 3, 4096),
+    "v5e": Chip(197e12, 16, 15.75, 819e9, 50e9, 3.125e9, 2, 256),
+    "v5p": Chip(459e12, 95, 95.74, 2765e9, 100e9, 6.25e9, 3, 8960),
+    "v6e": Chip(918e12, 32, 31.25, 1638e9, 100e9, 12.5e9, 2, 256),
+    "tpu7x": Chip(2307e12, 192, 94.75, 7.4e12, 100e9, 6.25e9, 3, 9216, devices=2),
 }
 
 ASSUMPTIONS = (

@@ -128,14 +128,10 @@ def test_the_worker_does_not_inherit_what_steers_other_backends():
 
 
 def test_out_of_memory_messages_are_read():
-    parts = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (15.90G) "
-    found = aot_worker.out_of_memory(parts + "exceeds available HBM (15.75G).")
-    assert found == {"needed": 15.9 * GIB, "available": 15.75 * GIB, "only_temporaries": 1}
-    whole = (
-        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.50G of "
-    )
-    found = aot_worker.out_of_memory(whole + "15.75G hbm. Exceeded hbm capacity by 4.75G.")
-    assert found == {"needed": 20.5 * GIB, "available": 15.75 * GIB, "only_temporaries": 0}
+    now = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (1.25T) exceeds "
+    assert aot_worker.out_of_memory(now + "available HBM (15.75G).") == (1280 * GIB, round(15.75 * GIB))
+    older = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded by 4.75G."
+    assert aot_worker.out_of_memory(older) == (round(20.5 * GIB), round(15.75 * GIB))
     assert aot_worker.out_of_memory("RESOURCE_EXHAUSTED: would exceed memory (size=134217728) space=vmem") is None
 
 
@@ -257,9 +253,10 @@ def test_a_tiny_step_compiles_for_a_tpu_host_that_is_not_here(tmp_path):
 
 
 def smallest():
-    """The least program with collectives: no views, one block."""
+    """The least program with collectives: no views, no encoder, one token a patch."""
     config = tiny.get_config()
     config.objective.contrastive_weight = 0.0
+    config.model.encoder_layers, config.model.patch_size = 0, 1
     config.mesh.fsdp = 2
     return config
 
@@ -267,7 +264,7 @@ def smallest():
 def test_a_step_that_does_not_fit_is_a_verdict(tmp_path):
     config = smallest()
     # Attention scores of 8 images over 4,096 positions: 32 GiB for each device.
-    config.data.image_size, config.model.patch_size, config.train.batch_size = (128, 128), 2, 64
+    config.data.image_size, config.train.batch_size = (64, 64), 64
     config.model.num_heads = 16
     report = compiled(config, "v5e:2x2", tmp_path)
     assert not report["fits"] and report["peak_bytes_per_device"] > report["available_bytes_per_device"]
