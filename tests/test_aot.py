@@ -35,6 +35,12 @@ PROGRAM = """HloModule jit_step, is_scheduled=true
   ROOT %g.2 = bf16[16,4]{1,0} all-gather(%p), channel_id=7, replica_groups=mesh['a'=4,'b'=2] {'b'}, dimensions={0}
 }
 
+%async_collective_fusion.9 (p: bf16[8,4]) -> bf16[8,4] {
+  %p = bf16[8,4]{1,0} parameter(0)
+  %g.3 = bf16[16,4]{1,0} all-gather(%p), channel_id=7, replica_groups=mesh['a'=4,'b'=2] {'b'}, dimensions={0}
+  ROOT %more = bf16[8,4]{1,0} negate(%p)
+}
+
 %scatter (p: f32[64]) -> f32[32] {
   %p = f32[64]{0} parameter(0)
   %r = f32[64]{0} all-reduce(%p), channel_id=8, replica_groups=[4,2]<=[8], to_apply=%add
@@ -55,6 +61,7 @@ PROGRAM = """HloModule jit_step, is_scheduled=true
   %in_vmem = f32[64]{0:T(128)S(1)} negate(%w)
   %async-collective-start = (bf16[8,4]{1,0}, bf16[16,4]{1,0}) fusion(%w), kind=kCustom, calls=%start
   %async-collective-done = bf16[16,4]{1,0:S(1)} fusion(%w), kind=kCustom, calls=%done
+  %fusion.9 = bf16[8,4]{1,0:S(1)} fusion(%w), kind=kOutput, calls=%async_collective_fusion.9
   %fusion.1 = f32[32]{0} fusion(%w), kind=kCustom, calls=%scatter
   %fusion.2 = f32[10,64]{1,0} fusion(%w, %w), kind=kLoop, calls=%update
   ROOT %out = (s32[], f32[64]{0}) tuple(%w, %w)
@@ -250,6 +257,13 @@ def test_a_tiny_step_compiles_for_a_tpu_host_that_is_not_here(tmp_path):
     assert report["collectives"]["all_reduce"]["count"] > 0 and report["collectives"]["all_gather"]["count"] > 0
     assert 0 < report["peak_bytes_per_device"] < report["available_bytes_per_device"]
     assert report["flops"] > 0 and report["estimate"]["label"] == "model estimate"
+
+
+def test_a_mesh_or_a_batch_that_the_topology_cannot_hold_is_one_line(tmp_path):
+    config = smallest()
+    config.mesh.data = 3
+    with pytest.raises(UserError, match=r"^config.mesh.data=3: times mesh.fsdp=2 must be the number of devices, 4$"):
+        compiled(config, "v5e:2x2", tmp_path)
 
 
 def smallest():
