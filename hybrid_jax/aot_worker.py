@@ -65,10 +65,6 @@ def argument_bytes(arguments) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(arguments))
 
 
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")}
-
-
 def compile_step(request: dict[str, Any]) -> dict[str, Any]:
     """Compiles the train step of a config for a topology.
 
@@ -85,37 +81,39 @@ def compile_step(request: dict[str, Any]) -> dict[str, Any]:
     generation = request["generation"]
     devices = topology_devices(generation, request["shape"], request["slices"])
     mesh = sharding.make_mesh(config, devices)
-    state = train_step.abstract_state(config, mesh)
-    shape = (config.train.batch_size, *config.data.image_size, config.data.channels)
-    images = jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding.batch_sharding(mesh))
+    state, images = abstract_arguments(config, mesh)
     answer: dict[str, Any] = {
-        **_versions(),
+        **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")},
         "devices": len(devices),
         "mesh": dict(mesh.shape),
         "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)),
         "flops": flops.total(config),
         "arguments_bytes_per_device": argument_bytes((state, images)),
     }
+    step: Any = train_step.make_train_step(config, mesh)
     start = time.perf_counter()
     try:
-        step: Any = train_step.make_train_step(config, mesh)
         compiled = step.lower(state, images).compile()
     except jax.errors.JaxRuntimeError as error:
         memory = out_of_memory(str(error))
         if memory is None:
             raise
-        sizes = dict(zip(("peak_bytes_per_device", "available_bytes_per_device"), memory, strict=True))
-        seconds = time.perf_counter() - start
-        return answer | sizes | {"fits": False, "collectives": None, "compile_seconds": seconds}
-    answer["compile_seconds"] = time.perf_counter() - start
-    text = compiled.as_text()
-    if "hlo" in request:
-        pathlib.Path(request["hlo"]).write_text(text, encoding="utf-8")
-    return answer | _memory(compiled.memory_analysis()) | _traffic(config, generation, len(devices), text)
+        found = dict(zip(("peak_bytes_per_device", "available_bytes_per_device"), memory, strict=True))
+        found |= {"fits": False, "collectives": None}
+    else:
+        found = _memory(compiled.memory_analysis()) | _traffic(config, generation, len(devices), compiled.as_text())
+    return answer | found | {"compile_seconds": time.perf_counter() - start}
+
+
+def abstract_arguments(config, mesh) -> tuple[train_step.TrainState, jax.ShapeDtypeStruct]:
+    """Returns the train step's arguments as shapes, dtypes and shardings: the state and a batch of images."""
+    shape = (config.train.batch_size, *config.data.image_size, config.data.channels)
+    images = jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding.batch_sharding(mesh))
+    return train_step.abstract_state(config, mesh), images
 
 
 def _memory(stats) -> dict[str, Any]:
-    # The compiler's peak leaves out what fragments; the sum may count what is never held at once. The larger is safe.
+    # The compiler's own peak was seen at two thirds of this sum; the larger is the safer.
     held = stats.argument_size_in_bytes + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
     held += stats.output_size_in_bytes - stats.alias_size_in_bytes
     return {

@@ -45,6 +45,8 @@ def run() -> None:
         else:
             from hybrid_jax.aot import compile_for
 
+            # As Ctrl-C: the compiler's process ends too.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             task = functools.partial(compile_for, _TOPOLOGY.value)
         task(_CONFIG.value, _WORKDIR.value, _say)
         return
