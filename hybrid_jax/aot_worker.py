@@ -61,7 +61,7 @@ def topology_devices(generation: str, shape: list[int], slices: int) -> list[Any
 
 
 def argument_bytes(arguments) -> int:
-    """Returns the bytes that one device holds of a tree of `jax.ShapeDtypeStruct` with shardings."""
+    """Returns the bytes, without padding, that one device holds of a tree of `jax.ShapeDtypeStruct` with shardings."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(arguments))
 
 
@@ -98,11 +98,10 @@ def compile_step(request: dict[str, Any]) -> dict[str, Any]:
         memory = out_of_memory(str(error))
         if memory is None:
             raise
-        found = dict(zip(("peak_bytes_per_device", "available_bytes_per_device"), memory, strict=True))
-        found |= {"fits": False, "collectives": None}
-    else:
-        found = _memory(compiled.memory_analysis()) | _traffic(config, generation, len(devices), compiled.as_text())
-    return answer | found | {"compile_seconds": time.perf_counter() - start}
+        answer |= dict(zip(("peak_bytes_per_device", "available_bytes_per_device"), memory, strict=True))
+        return answer | {"fits": False, "collectives": None, "compile_seconds": time.perf_counter() - start}
+    answer["compile_seconds"] = time.perf_counter() - start
+    return answer | _memory(compiled.memory_analysis()) | _traffic(config, generation, len(devices), compiled.as_text())
 
 
 def abstract_arguments(config, mesh) -> tuple[train_step.TrainState, jax.ShapeDtypeStruct]:
@@ -120,6 +119,7 @@ def _memory(stats) -> dict[str, Any]:
         "fits": True,
         "peak_bytes_per_device": max(held, stats.peak_memory_in_bytes),
         "compiler_peak_bytes_per_device": stats.peak_memory_in_bytes,
+        "arguments_bytes_per_device": stats.argument_size_in_bytes,
         "temporaries_bytes_per_device": stats.temp_size_in_bytes,
         "output_bytes_per_device": stats.output_size_in_bytes,
         "aliased_bytes_per_device": stats.alias_size_in_bytes,
