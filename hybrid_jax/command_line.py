@@ -1,12 +1,28 @@
-"""Flags on the command line, and what is wrong with them in one line."""
+"""Flags on the command line, and what is wrong with them or with the run in one line."""
 
 import os
 import sys
+from collections.abc import Callable
 
-from absl import flags
+from absl import flags, logging
 
 from hybrid_jax import config as config_lib
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, explain
+
+
+def answer(task: Callable[[], None], about: str) -> None:
+    """Reads the process's flags and does its task; what has a line of its own ends with it and its exit code."""
+    try:
+        parse(sys.argv, about)
+        # Orbax and tfds log their own steps; what a user needs to know, the modes say.
+        logging.set_verbosity(logging.ERROR)
+        task()
+    except BaseException as error:
+        told = explain(error)
+        if told is None:
+            raise
+        print(told[0], file=sys.stderr)
+        sys.exit(told[1])
 
 
 def parse(argv: list[str], about: str) -> None:

@@ -1,4 +1,4 @@
-"""What can go wrong and how it is told: mistakes, preemption, bad numbers, memory."""
+"""What can go wrong and how it is told: mistakes, preemption, bad numbers, a failed compiler, memory."""
 
 import contextlib
 from collections.abc import Iterator
@@ -24,13 +24,17 @@ class NonFiniteError(RuntimeError):
     """A loss that is not finite; the message names it and its step. Exit code 1."""
 
 
+class CompilerError(RuntimeError):
+    """The compiler failed, which no setting is known to mend; the message is one line. Exit code 1."""
+
+
 def explain(error: BaseException) -> tuple[str, int] | None:
     """Returns the line for the terminal and the exit code; None for what needs a traceback, a fault of ours."""
     if isinstance(error, Preempted):
         return str(error), 75
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 1
-    if isinstance(error, UserError | NonFiniteError):
+    if isinstance(error, UserError | NonFiniteError | CompilerError):
         return f"error: {error}", 2 if isinstance(error, UserError) else 1
     return None
 

@@ -1,16 +1,15 @@
 """The command line: flags -> mode -> one call. `python -m hybrid_jax.main --help`."""
 
 import signal
-import sys
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from hybrid_jax import command_line
 from hybrid_jax import config as config_lib
-from hybrid_jax.errors import NonFiniteError, Preempted, UserError, explain
+from hybrid_jax.errors import UserError
 
-MODES = ("data", "train", "eval", "embed", "config")
+MODES = ("data", "train", "eval", "embed", "config", "compile")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.")
@@ -20,6 +19,7 @@ _INPUT = flags.DEFINE_string("input", None, "What to embed: a folder of images, 
 _OUTPUT = flags.DEFINE_string("output", None, "The .npz that embed writes; by default embed.npz in the workdir.")
 _LAYER = flags.DEFINE_string("layer", None, "Whose features to embed with; by default the encoder's output.")
 _ON_ERROR = flags.DEFINE_enum("on_error", "stop", ["stop", "skip"], "What embed does at an unreadable image file.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "What compile compiles for: v5e:16x16, v5e:16x16x2 (two slices), ...")
 _DISTRIBUTED = flags.DEFINE_enum("distributed", "auto", ["auto", "on", "off"], "Whether to join other processes.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster says it.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of this run, likewise.")
@@ -36,42 +36,51 @@ def run() -> None:
         return
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: the folder where this run keeps its files")
-    if mode in ("train", "data"):
+    if mode in ("data", "train", "compile"):
         if _CONFIG.value is None:
             raise UserError("--config is missing: a file of configs/, for example --config=configs/quickstart.py")
         config_lib.validate(_CONFIG.value)
-    if mode == "data":
-        from hybrid_jax.data_summary import summarise
+    if mode not in ("train", "eval"):
+        # As Ctrl-C: what is half written is removed, and the compiler's process ends too.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        {"data": _data, "embed": _embed, "compile": _compile}[mode](_WORKDIR.value)
+        return
+    from hybrid_jax import processes
 
-        summarise(_CONFIG.value, _WORKDIR.value, _say)
-    elif mode == "embed":
-        _embed(_WORKDIR.value, None if _CONFIG.value is None else _CONFIG.value.eval.batch_size)
-    else:
-        from hybrid_jax import processes
-
-        with processes.joined(_DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value):
-            _train_or_evaluate(mode, _WORKDIR.value)
+    with processes.joined(_DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value):
+        {"train": _train, "eval": _evaluate}[mode](_WORKDIR.value)
 
 
-def _train_or_evaluate(mode: str, workdir: str) -> None:
-    if mode == "train":
-        from hybrid_jax.train import train_and_evaluate
+def _data(workdir: str) -> None:
+    from hybrid_jax.data_summary import summarise
 
-        train_and_evaluate(_CONFIG.value, workdir, _say)
-    else:
-        from hybrid_jax.evaluate import evaluate_workdir
-
-        section = None if _CONFIG.value is None else _CONFIG.value.eval
-        evaluate_workdir(workdir, _STEP.value, section, _say)
+    summarise(_CONFIG.value, workdir, _say)
 
 
-def _embed(workdir: str, batch_size: int | None) -> None:
+def _compile(workdir: str) -> None:
+    from hybrid_jax.aot import compile_for
+
+    compile_for(_TOPOLOGY.value, _CONFIG.value, workdir, _say)
+
+
+def _train(workdir: str) -> None:
+    from hybrid_jax.train import train_and_evaluate
+
+    train_and_evaluate(_CONFIG.value, workdir, _say)
+
+
+def _evaluate(workdir: str) -> None:
+    from hybrid_jax.evaluate import evaluate_workdir
+
+    evaluate_workdir(workdir, _STEP.value, None if _CONFIG.value is None else _CONFIG.value.eval, _say)
+
+
+def _embed(workdir: str) -> None:
     if not _INPUT.value:
         raise UserError("--input is missing: a folder of images, an image, or an .npy file")
     from hybrid_jax.embed import embed_workdir
 
-    # As Ctrl-C: what is half written is removed.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    batch_size = None if _CONFIG.value is None else _CONFIG.value.eval.batch_size
     choices = (_STEP.value, _LAYER.value, _ON_ERROR.value, batch_size)
     embed_workdir(workdir, _INPUT.value, _OUTPUT.value, *choices, _say)
 
@@ -82,15 +91,7 @@ def _say(line: str) -> None:
 
 def main() -> None:
     """Entry point of `hybrid-jax` and `python -m hybrid_jax.main`."""
-    try:
-        command_line.parse(sys.argv, __doc__)
-        # Orbax and tfds log their own steps; what a user needs to know, the modes say.
-        logging.set_verbosity(logging.ERROR)
-        run()
-    except (UserError, NonFiniteError, KeyboardInterrupt, Preempted) as error:
-        line, code = explain(error) or (str(error), 1)
-        print(line, file=sys.stderr)
-        sys.exit(code)
+    command_line.answer(run, __doc__)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -18,20 +20,47 @@ BATCH_AXES = ("data", "fsdp")
 MIN_SHARDED_SIZE = 1024
 
 
-def make_mesh(config) -> Mesh:
-    """Returns the mesh (data, fsdp) over all devices.
+def make_mesh(config, devices: Sequence[Any] | None = None) -> Mesh:
+    """Returns the mesh (data, fsdp); `fsdp` stays inside a slice, `data` spans slices.
+
+    Args:
+      config: a resolved config.
+      devices: all of them by default; those of a topology that is not here (`hybrid_jax.aot`) will do.
 
     Raises:
       UserError: the two axes do not multiply to the number of devices, or do not divide the batch.
     """
-    devices = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    placed = arrange(config, devices)
+    _check_batch(config, len(devices))
+    return Mesh(placed, BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def arrange(config, devices: Sequence[Any]) -> np.ndarray:
+    """Returns the devices as (data, fsdp), near ones along `fsdp`; raises as `make_mesh`."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    data, fsdp = _mesh_shape(config, len(devices), slices)
+    # Axes of the torus may be split: most shapes would be refused otherwise.
+    if slices == 1:
+        return mesh_utils.create_device_mesh((data, fsdp), devices, allow_split_physical_axes=True)
+    shape = (data // slices, fsdp)
+    return mesh_utils.create_hybrid_device_mesh(shape, (slices, 1), devices, allow_split_physical_axes=True)
+
+
+def _mesh_shape(config, devices: int, slices: int) -> tuple[int, int]:
     data, fsdp = config.mesh.data, config.mesh.fsdp
     if devices % fsdp:
         raise reject("mesh.fsdp", fsdp, f"must divide the number of devices, {devices}")
+    if devices // slices % fsdp:
+        raise reject("mesh.fsdp", fsdp, f"must divide the number of devices of a slice, {devices // slices}")
     if data == -1:
         data = devices // fsdp
     if data * fsdp != devices:
         raise reject("mesh.data", data, f"times mesh.fsdp={fsdp} must be the number of devices, {devices}")
+    return data, fsdp
+
+
+def _check_batch(config, devices: int) -> None:
     batch, pieces = config.train.batch_size, config.train.microbatches
     if batch % (devices * pieces):
         allowed = f"must be divisible by {devices} devices x train.microbatches={pieces}"
@@ -40,7 +69,6 @@ def make_mesh(config) -> Mesh:
     if config.objective.generative_weight > 0 and likelihood % (devices * pieces):
         allowed = f"gives {likelihood} images; must be divisible by {devices} devices x train.microbatches={pieces}"
         raise reject("train.likelihood_fraction", config.train.likelihood_fraction, allowed)
-    return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def all_devices() -> Mesh:

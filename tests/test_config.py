@@ -32,7 +32,7 @@ def test_every_config_traces_init_and_step(path, mesh_of):
     with pytest.raises((AttributeError, KeyError)):
         config.model.no_such_field = 1
     config_lib.validate(config)
-    mesh = mesh_of(8, config.mesh.fsdp)
+    mesh = mesh_of(8, min(8, config.mesh.fsdp))
     state = train_step.abstract_state(config, mesh)
     images = jax.ShapeDtypeStruct((config.train.batch_size, *config.data.image_size, config.data.channels), jnp.uint8)
     new_state, metrics = jax.eval_shape(train_step.make_train_step(config, mesh), state, images)

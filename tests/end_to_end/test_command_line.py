@@ -33,6 +33,8 @@ MISTAKES = {
     "unknown flag": (["--workdri=x"], ["workdri"]),
     "unknown key": (["--config.model.widht=3"], ["model.widht", "model.width"]),
     "bad mode": (["--mode=trian"], ["--mode=trian", "train"]),
+    "topology": (["--mode=compile", "--topology=v5d:2x2"], ["--topology=v5d:2x2", "v5e", "tpu7x"]),
+    "no topology": (["--mode=compile"], ["--topology is missing", "v5e:16x16"]),
     "bare word": (["runs/x"], ["runs/x"]),
     "not a number": (["--config.model.width=wide"], ["model.width", "wide"]),
     "tuple length": (["--config.data.image_size=(8,8,8)"], ["data.image_size", "(8, 8, 8)", "2 whole numbers"]),
@@ -208,7 +210,7 @@ def test_every_command_that_is_printed_can_be_parsed(path):
     commands = re.findall(r"-m hybrid_jax\.main((?:[^\n\\`]|\\\n)*--config=(?:[^\n\\`]|\\\n)*)", text)
     assert commands
     for command in commands:
-        words = shlex.split(command.replace("\\\n", " "))
+        words = shlex.split(command.replace("\\\n", " ").removesuffix("&"))
         code = (
             "import sys; from hybrid_jax import command_line, config, main; "
             "command_line.parse(['x', *sys.argv[1:]], ''); config.validate(main._CONFIG.value)"

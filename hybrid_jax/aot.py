@@ -1,0 +1,211 @@
+"""Mode `compile`: compiles the real train step for TPUs that are not here, and tells whether it fits.
+
+Nothing runs: what is proven is that the compiler accepts the step, how much memory it plans and how the devices
+communicate; not speed, not numbers.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from hybrid_jax import config as config_lib
+from hybrid_jax.errors import CompilerError, UserError
+from hybrid_jax.roofline import CHIPS, GIB
+
+_EXAMPLES = "for example v5e:16x16, v5e:16x16x2 (two slices), v5p:8x8x16"
+# Below this share left free, the next change of shapes or versions may not fit.
+_NARROW = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A slice of TPUs, or several.
+
+    Attributes:
+      generation: a key of `roofline.CHIPS`.
+      shape: chips along each axis of one slice; two axes for v5e and v6e, three for the others.
+      slices: connected by the data centre's network.
+    """
+
+    generation: str
+    shape: tuple[int, ...]
+    slices: int
+
+    @property
+    def devices(self) -> int:
+        """Devices as JAX counts them."""
+        return math.prod(self.shape) * self.slices * CHIPS[self.generation].devices
+
+
+def parse_topology(text: str | None) -> Topology:
+    """Reads `v5e:16x16` or `v5e:16x16x2`, two such slices.
+
+    Raises:
+      UserError: an unknown generation, or a shape that it does not have.
+    """
+    if not text:
+        raise UserError(f"--topology is missing: which TPUs to compile for, {_EXAMPLES}")
+    generation, _, shape = text.partition(":")
+    if generation not in CHIPS:
+        near = config_lib.nearest(generation, CHIPS)
+        raise UserError(f"--topology={text}: the part before ':' must be one of {', '.join(CHIPS)}{near}")
+    chip = CHIPS[generation]
+    axes = "x".join("ABC"[: chip.dimensions])
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or shape.count("x") + 1 - chip.dimensions not in (0, 1):
+        raise UserError(f"--topology={text}: must be {generation}:{axes} chips, or {generation}:{axes}xN for N slices")
+    sizes = [int(size) for size in shape.split("x")]
+    one, slices = tuple(sizes[: chip.dimensions]), math.prod(sizes[chip.dimensions :])
+    # A longer side of a flat torus would end the compiler's process.
+    if math.prod(one) > chip.max_chips or (chip.dimensions == 2 and max(one) > 16):
+        limit = "16x16" if chip.dimensions == 2 else f"{chip.max_chips:,} chips"
+        raise UserError(f"--topology={text}: a {generation} slice has at most {limit}; add slices as {axes}xN")
+    return Topology(generation, one, slices)
+
+
+def compile_for(topology: str | None, config, workdir: str | os.PathLike, log: Callable[[str], None]) -> dict[str, Any]:
+    """Compiles the config's train step for a topology; prints the findings and writes `compile.json`.
+
+    Args:
+      topology: as `parse_topology` reads it.
+      config: a valid config.
+      workdir: created if missing; gets `compile.json`, and `compile.log` if the compiler fails.
+      log: takes lines.
+
+    Returns:
+      What `compile.json` holds: bytes of one device, FLOPs of a step on all of them, seconds.
+
+    Raises:
+      UserError: an unknown topology, a mesh or a batch that does not fit it, no TPU compiler.
+      CompilerError: the compiler failed otherwise.
+    """
+    target = parse_topology(topology)
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("--mode=compile needs the TPU compiler: pip install -e '.[tpu]' --constraint constraints.txt")
+    workdir = pathlib.Path(workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
+    log(f"compiling the train step for {topology}, {target.devices:,} devices ...")
+    answer = _ask_worker({"config": config.to_dict(), **dataclasses.asdict(target)}, workdir)
+    if "mistake" in answer:
+        raise UserError(answer["mistake"])
+    report = {"topology": topology, "slices": target.slices, **answer}
+    report.setdefault("available_bytes_per_device", round(CHIPS[target.generation].usable_gib * GIB))
+    report["verdict"] = verdict(report, config, target.devices // target.slices)
+    for line in describe(report):
+        log(line)
+    path = workdir / "compile.json"
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    log(f"wrote {path}")
+    return report
+
+
+def worker_environment(outer: dict[str, str]) -> dict[str, str]:
+    """Returns the environment of a compilation without devices; what steers other backends is left out."""
+    # The cache cannot be read back without devices; several compilations may share one machine.
+    own = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_WORKER_ID": "0",
+        "TPU_LOG_DIR": "disabled",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    return {name: value for name, value in outer.items() if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")} | own
+
+
+def _ask_worker(request: dict[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        question, answer = pathlib.Path(folder, "request.json"), pathlib.Path(folder, "answer.json")
+        question.write_text(json.dumps(request), encoding="utf-8")
+        command = [sys.executable, "-m", "hybrid_jax.aot_worker", str(question), str(answer)]
+        run = subprocess.run(command, env=worker_environment(dict(os.environ)), capture_output=True, text=True)
+        if run.returncode == 0 and answer.exists():
+            return json.loads(answer.read_text(encoding="utf-8"))
+    log = workdir / "compile.log"
+    log.write_text(run.stderr, encoding="utf-8")
+    raise CompilerError(f"{crash_reason(run.returncode, run.stderr)}; all it said is in {log}")
+
+
+def crash_reason(code: int, stderr: str) -> str:
+    """Returns in one line how the compiler's process ended."""
+    how = f"ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    told = [line for line in lines if "Check failed" in line or re.match(r"[\w.]+(Error|Exception)\b", line)]
+    said = (told or lines or ["without a word"])[-1]
+    return f"the TPU compiler {how}: {said[:300]}"
+
+
+def verdict(report: dict[str, Any], config, slice_devices: int) -> str:
+    """Returns one line: whether the step fits a device's memory, how narrowly, and what to change if not.
+
+    Args:
+      report: `fits`, and `peak_`, `available_` and `arguments_bytes_per_device`.
+      config: that was compiled.
+      slice_devices: devices of one slice, which `mesh.fsdp` can reach.
+    """
+    peak, available = report["peak_bytes_per_device"], report["available_bytes_per_device"]
+    sizes = f"{peak / GIB:.2f} of {available / GIB:.2f} GiB a device"
+    if report["fits"]:
+        free = max(0, 1 - peak / available)
+        return f"fits: {sizes}, {free:.0%} free" + (", narrowly" if free < _NARROW else "")
+    return f"does not fit: needs {sizes}; {'; or '.join(advice(report, config, slice_devices))}"
+
+
+def advice(report: dict[str, Any], config, slice_devices: int) -> list[str]:
+    """Returns which settings to change, the most promising first."""
+    found = []
+    mesh, model, train = config.mesh, config.model, config.train
+    if mesh.fsdp < slice_devices:
+        found.append(f"raise mesh.fsdp={mesh.fsdp}")
+    if not model.remat:
+        found.append("set model.remat=True")
+    if train.batch_size // report["devices"] > train.microbatches:
+        found.append(f"raise train.microbatches={train.microbatches}")
+    found.append(f"lower train.batch_size={train.batch_size}")
+    mostly_state = report["arguments_bytes_per_device"] > report["available_bytes_per_device"] / 2
+    if mesh.fsdp < slice_devices and not mostly_state:
+        # Cutting the state helps little where activations fill the memory.
+        found.append(found.pop(0))
+    return found
+
+
+def describe(report: dict[str, Any]) -> list[str]:
+    """Returns the lines that are printed."""
+    mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items())
+    lines = [
+        f"devices      {report['devices']:,} in {report['slices']} slice(s), mesh {mesh}",
+        f"model        {report['parameters']:,} parameters, {report['flops']:.4g} FLOPs a step (analytical)",
+        f"memory       {report['verdict']}",
+    ]
+    if report["fits"]:
+        parts = ("arguments", "temporaries", "output", "aliased", "program")
+        sizes = [f"{part} {report[f'{part}_bytes_per_device'] / GIB:.2f}" for part in parts]
+        lines.append(f"  of which   {', '.join(sizes)} GiB")
+        for kind, found in report["collectives"].items():
+            lines.append(f"{kind:<19}{found['count']:>8,} a step, {found['bytes'] / 2**20:>12,.1f} MiB a device")
+        if report["slices"] > 1:
+            found = report["between_slices"]
+            lines.append(
+                f"{'between slices':<19}{found['count']:>8,} a step, {found['bytes'] / 2**20:>12,.1f} MiB a device"
+            )
+        estimate = report["estimate"]
+        low, high = estimate["step_seconds"]
+        lines.append(
+            f"{estimate['label']}: step {low:.3g} to {high:.3g} s, MFU {estimate['mfu'][1]:.0%} to "
+            f"{estimate['mfu'][0]:.0%}, bound by {estimate['bound_by']}; a bound from peak rates, not a measurement"
+        )
+    lines.append(f"compiled in {report['compile_seconds']:.1f} s with jax {report['jax']}, libtpu {report['libtpu']}")
+    return lines
