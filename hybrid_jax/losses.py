@@ -49,9 +49,13 @@ def nt_xent(z1: jax.Array, z2: jax.Array, temperature: float, block_size: int | 
 
 
 def nt_xent_and_accuracy(
-    z1: jax.Array, z2: jax.Array, temperature: float, block_size: int | None = None
+    z1: jax.Array, z2: jax.Array, temperature: float, block_size: int | None = None, devices: int = 1
 ) -> tuple[jax.Array, jax.Array]:
     """`nt_xent`, and whether each anchor is nearer to its positive than to any negative.
+
+    Args:
+      z1, z2, temperature, block_size: as of `nt_xent`.
+      devices: that share the batch, each of which takes its part of a block; the default block grows with them.
 
     Returns:
       (2B,) float32 losses and (2B,) float32 hits (0 or 1), the anchors of z1, then those of z2.
@@ -66,8 +70,8 @@ def nt_xent_and_accuracy(
     rows = 2 * batch
     # Row 2i + v is view v of image i: a sharded batch stays on its devices, and i's positive is i ^ 1.
     z = _normalise(jnp.stack([z1, z2], axis=1).reshape(rows, dim).astype(jnp.float32))
-    # The default keeps a block's similarities within 32 MiB.
-    block = min(block_size or max(1, 2**23 // rows), rows)
+    # The default keeps a block's similarities within 32 MiB a device.
+    block = min(block_size or devices * max(1, 2**23 // rows), rows)
     blocks = -(-rows // block)
     padded = jnp.pad(z, ((0, blocks * block - rows), (0, 0)))
 
@@ -105,6 +109,6 @@ def _views_in_order(rows: jax.Array) -> jax.Array:
     return rows.reshape(-1, 2).T.reshape(-1)
 
 
-# A contrastive objective maps (z1, z2, temperature) to (2B,) losses and (2B,) hits.
-ContrastiveObjective = Callable[[jax.Array, jax.Array, float], tuple[jax.Array, jax.Array]]
+# A contrastive objective maps (z1, z2, temperature, devices=) to (2B,) losses and (2B,) hits.
+ContrastiveObjective = Callable[..., tuple[jax.Array, jax.Array]]
 CONTRASTIVE: dict[str, ContrastiveObjective] = {"nt_xent": nt_xent_and_accuracy}

@@ -144,14 +144,16 @@ def embed_views(model: hybrid.HybridModel, params, views: Any, keep, palette) ->
     return embedded.reshape(size, 2, -1)
 
 
-def contrastive_loss(config, embeddings: jax.Array) -> tuple[jax.Array, jax.Array]:
+def contrastive_loss(config, embeddings: jax.Array, devices: int = 1) -> tuple[jax.Array, jax.Array]:
     """(B, 2, E) -> () mean loss over the 2B anchors and () share of anchors that find their positive."""
     objective = losses.CONTRASTIVE[config.objective.contrastive]
-    values, hits = objective(embeddings[:, 0], embeddings[:, 1], config.objective.temperature)
+    values, hits = objective(embeddings[:, 0], embeddings[:, 1], config.objective.temperature, devices=devices)
     return jnp.mean(values), jnp.mean(hits)
 
 
-def loss_fn(params, config, model: hybrid.HybridModel, batch: Batch, palette) -> tuple[jax.Array, Metrics]:
+def loss_fn(
+    params, config, model: hybrid.HybridModel, batch: Batch, palette, devices: int = 1
+) -> tuple[jax.Array, Metrics]:
     """The hybrid loss: generative_weight * NLL + contrastive_weight * NT-Xent; absent branches are left out."""
     total, parts = jnp.zeros(()), {}
     if model.generative:
@@ -159,12 +161,12 @@ def loss_fn(params, config, model: hybrid.HybridModel, batch: Batch, palette) ->
         total += config.objective.generative_weight * parts["generative_loss"]
     if model.contrastive:
         embeddings = embed_views(model, params, batch.views, batch.keep, palette)
-        parts["contrastive_loss"], parts["contrastive_accuracy"] = contrastive_loss(config, embeddings)
+        parts["contrastive_loss"], parts["contrastive_accuracy"] = contrastive_loss(config, embeddings, devices)
         total += config.objective.contrastive_weight * parts["contrastive_loss"]
     return total, parts | {"loss": total}
 
 
-def accumulated_gradients(params, config, model: hybrid.HybridModel, batch: Batch, palette):
+def accumulated_gradients(params, config, model: hybrid.HybridModel, batch: Batch, palette, devices: int = 1):
     """Gradient of `loss_fn` in M passes over B/M images, with the contrastive batch whole.
 
     All embeddings first, without gradients; then the loss's gradient by embedding; then each pass again,
@@ -181,7 +183,8 @@ def accumulated_gradients(params, config, model: hybrid.HybridModel, batch: Batc
     if model.contrastive:
         embedded = jax.lax.map(lambda b: embed_views(model, params, b.views, b.keep, palette), cut)
         whole = embedded.swapaxes(0, 1).reshape(-1, *embedded.shape[2:])
-        (value, accuracy), pull = jax.value_and_grad(lambda z: contrastive_loss(config, z), has_aux=True)(whole)
+        loss = lambda z: contrastive_loss(config, z, devices)
+        (value, accuracy), pull = jax.value_and_grad(loss, has_aux=True)(whole)
         metrics |= {"contrastive_loss": value, "contrastive_accuracy": accuracy}
         metrics["loss"] += config.objective.contrastive_weight * value
         pull = pull.reshape(-1, pieces, *pull.shape[1:]).swapaxes(0, 1)
@@ -228,10 +231,8 @@ def make_train_step(config, mesh: Mesh) -> Callable[[TrainState, jax.Array], tup
 
     def train_step(state: TrainState, images: jax.Array) -> tuple[TrainState, Metrics]:
         batch = make_batch(config, model, step_key(config.seed, state.step), images, state.palette)
-        if config.train.microbatches == 1:
-            gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.params, config, model, batch, state.palette)
-        else:
-            gradients, metrics = accumulated_gradients(state.params, config, model, batch, state.palette)
+        compute = jax.grad(loss_fn, has_aux=True) if config.train.microbatches == 1 else accumulated_gradients
+        gradients, metrics = compute(state.params, config, model, batch, state.palette, mesh.size)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics |= {
@@ -261,7 +262,7 @@ def make_gradient_comparison(config, mesh: Mesh) -> Callable[[TrainState, jax.Ar
         batch = make_batch(config, model, step_key(config.seed, state.step), images, state.palette)
 
         def on_encoder(encoder, part):
-            _, parts = loss_fn(state.params | {"encoder": encoder}, config, model, batch, state.palette)
+            _, parts = loss_fn(state.params | {"encoder": encoder}, config, model, batch, state.palette, mesh.size)
             return config.objective[f"{part}_weight"] * parts[f"{part}_loss"]
 
         one, two = (jax.grad(on_encoder)(state.params["encoder"], p) for p in ("generative", "contrastive"))
