@@ -27,6 +27,7 @@ def get_config():
     config.model.projection_dims = (1024, 128)
     config.model.dtype = "bfloat16"
     config.model.scan_layers = True
+    config.model.remat = True
     config.augment.recipe = "simclr_cifar"
     config.train.total_steps = 100_000
     config.train.batch_size = 512

@@ -34,7 +34,7 @@ def get_config():
     config.train.ema_decay = 0.9999
     config.optimizer.learning_rate = 3e-4
     config.optimizer.warmup_steps = 10_000
-    config.mesh.fsdp = 16
+    config.mesh.fsdp = 8
     config.checkpoint.every_steps = 2_000
     config.log.every_steps = 100
     config.eval.every_steps = 50_000

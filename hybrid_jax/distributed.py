@@ -45,6 +45,11 @@ def only_first(log: Callable[[str], None]) -> Callable[[str], None]:
     return log if is_first() else lambda line: None
 
 
+def coordinator_address() -> str | None:
+    """Returns HOST:PORT of process 0's coordination service."""
+    return global_state.coordinator_address
+
+
 def service() -> Any:
     """Returns the client of the coordination service."""
     return global_state.client

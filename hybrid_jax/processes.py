@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -14,7 +15,7 @@ import jax
 # What a cluster says of itself has no public name; this is the order in which JAX asks, too.
 from jax._src.clusters import ClusterEnv
 
-from hybrid_jax.distributed import count, is_first, meet, process, service, several
+from hybrid_jax.distributed import coordinator_address, count, is_first, meet, process, service, several
 from hybrid_jax.errors import UserError, explain
 
 # A process whose sign of life has not changed for this many looks is gone; one look a second.
@@ -24,6 +25,16 @@ _HEARTBEAT_SECONDS = 30
 _START_SECONDS = 300
 _LEAVE_TOGETHER = 5_000  # ms
 _GONE, _ALIVE = "hybrid_jax/gone/", "hybrid_jax/alive/"
+_GONE_LINE = "error: process {} is gone: start all again with the same command"
+# What a small process runs that waits for this one to end; no word on its input = it did not end by itself.
+_LAST_WORD = f"""
+import socket, sys
+if not sys.stdin.buffer.read():
+    try:
+        socket.create_connection((sys.argv[1], int(sys.argv[2])), 3).close()
+    except OSError:
+        print({_GONE_LINE.format(0)!r}, file=sys.stderr)
+"""
 
 
 @contextlib.contextmanager
@@ -51,6 +62,7 @@ def joined(mode: str, coordinator: str | None, num_processes: int | None, proces
     meet("end")
     watch.stop()
     jax.distributed.shutdown()
+    watch.close()
 
 
 def _join(mode: str, given: dict[str, Any]) -> None:
@@ -119,6 +131,7 @@ def _leave(error: BaseException, watch: "_Watch") -> None:
     watch.stop()
     if not alone:
         jax.distributed.shutdown()
+    watch.close()
     _end(code, line if alone or is_first() else None)
 
 
@@ -131,6 +144,13 @@ def _end(code: int, line: str | None) -> None:
     os._exit(code)
 
 
+def _last_word() -> subprocess.Popen[bytes]:
+    """Starts what names process 0 if that dies: JAX then ends this process before any line of ours can run."""
+    host, _, port = str(coordinator_address()).rpartition(":")
+    command = [sys.executable, "-S", "-E", "-c", _LAST_WORD, host.strip("[]"), port]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+
 class _Watch:
     """Gives a sign of life every second, and ends this process when another one gives none.
 
@@ -139,12 +159,18 @@ class _Watch:
 
     def __init__(self):
         self._stopped, self._silence = threading.Event(), 0
+        self._last_word = None if is_first() else _last_word()
         for work in (self._look, self._look_for_first):
             threading.Thread(target=work, daemon=True).start()
 
     def stop(self) -> None:
         """Ends the watch, before the processes part."""
         self._stopped.set()
+
+    def close(self) -> None:
+        """Says that this process ends of its own will."""
+        if self._last_word is not None:
+            self._last_word.communicate(b"ends")
 
     def _look(self) -> None:
         number, looks = 0, dict.fromkeys(range(1, count()), 0)
@@ -178,5 +204,5 @@ class _Watch:
 
     def _report(self, path: str) -> None:
         if not self._stopped.is_set():
-            name = path.rpartition("/")[2]
-            _end(1, f"error: process {name} is gone: start all again with the same command")
+            self.close()
+            _end(1, _GONE_LINE.format(path.rpartition("/")[2]))

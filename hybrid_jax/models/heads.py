@@ -40,20 +40,14 @@ class LinearHead(nn.Module):
     """S = 1: a bias-free linear map to V logits that starts at zero, so at the uniform distribution."""
 
     vocab_size: int
-    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, states: jax.Array, tokens: jax.Array, values: jax.Array) -> jax.Array:
         """(B, N, D) states, (B, N, 1) tokens -> (B, N, 1) float32 log-probabilities, nats."""
         del values
-        dense = Dense(
-            self.vocab_size,
-            use_bias=False,
-            dtype=self.dtype,
-            kernel_init=nn.initializers.zeros,
-            name="logits",
-        )
-        return -token_nll(dense(states)[..., None, :], tokens)
+        # Logits are not rounded to `dtype`: a softmax would see it.
+        dense = Dense(self.vocab_size, use_bias=False, kernel_init=nn.initializers.zeros, name="logits")
+        return -token_nll(dense(states.astype(jnp.float32))[..., None, :], tokens)
 
 
 # What a token tells those after it in its patch: its value(s) and a learned look-up, this many in all.
@@ -112,7 +106,7 @@ class MaskedMLPHead(nn.Module):
         given_high = table.astype(self.dtype)[jnp.arange(s), high]
         low_logits = self._per_token("low", act(hidden + given_high), low_size)
         allowed = jnp.arange(low_size) < valid[high][..., None]
-        low_logits = jnp.where(allowed, low_logits.astype(jnp.float32), -1e30)
+        low_logits = jnp.where(allowed, low_logits, -1e30)
         return -token_nll(high_logits, high) - token_nll(low_logits, low)
 
     def _hidden(self, states: jax.Array, tokens: jax.Array, values: jax.Array) -> jax.Array:
@@ -139,6 +133,6 @@ class MaskedMLPHead(nn.Module):
         return y.reshape(b, n, s, units)
 
     def _per_token(self, name: str, x: jax.Array, features: int) -> jax.Array:
-        """(B, N, S, M) -> (B, N, S, features): token j has its own matrix j, which starts at zero."""
+        """(B, N, S, M) -> (B, N, S, features) float32: token j has its own matrix j, which starts at zero."""
         kernel = self.param(f"{name}_kernel", nn.initializers.zeros, (x.shape[-2], x.shape[-1], features))
-        return jnp.einsum("bnsm,smf->bnsf", x, kernel.astype(self.dtype))
+        return jnp.einsum("bnsm,smf->bnsf", x.astype(jnp.float32), kernel)

@@ -149,7 +149,7 @@ class HybridModel(nn.Module):
         self.decoder = Decoder(self.spec, c.width, dtype, {"depth": c.decoder_layers, **common}, skip)
         linear = self.spec.tokens_per_patch == 1
         vocab = self.spec.vocab_size
-        self.head = LinearHead(vocab, dtype) if linear else MaskedMLPHead(vocab, c.activation, dtype)
+        self.head = LinearHead(vocab) if linear else MaskedMLPHead(vocab, c.activation, dtype)
         self.projection = Projection(tuple(c.projection_dims), c.activation, dtype)
 
     def __call__(self, tokens: jax.Array, palette: tokens_lib.Palette | None) -> None:
