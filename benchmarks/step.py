@@ -19,7 +19,7 @@ from absl import flags
 
 from benchmarks.command_line import CONFIG
 from hybrid_jax import config as config_lib
-from hybrid_jax import flops, losses, optim, sharding, train_step
+from hybrid_jax import flops, losses, optim, sharding, train_state, train_step
 from hybrid_jax.models import hybrid, tokens
 
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Times each part is measured; the median is told.", lower_bound=1)
@@ -93,7 +93,7 @@ def _gradient(function: Callable, *arguments) -> Callable[[], object]:
 def parts(config) -> dict[str, Callable[[], object]]:
     """Returns {part: a call that does one step's worth of it}, forward and backward where it has gradients."""
     mesh = sharding.make_mesh(config)
-    state = train_step.init_state(config, mesh, _palette(config))
+    state = train_state.init_state(config, mesh, _palette(config))
     model, params, palette = hybrid.build_model(config), state.params, state.palette
     images = _images(config)
     batcher = jax.jit(lambda images, step: train_step.make_batch(config, model, _key(config, step), images, palette))
@@ -158,7 +158,7 @@ def whole_step(config) -> Callable[[], object]:
     """Returns a call of the train step, its state kept from call to call."""
     mesh = sharding.make_mesh(config)
     step, images = train_step.make_train_step(config, mesh), _images(config)
-    held = [train_step.init_state(config, mesh, _palette(config))]
+    held = [train_state.init_state(config, mesh, _palette(config))]
 
     def call():
         held[0], metrics = step(held[0], images)

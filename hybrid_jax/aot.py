@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -96,7 +97,7 @@ def compile_for(topology: str | None, config, workdir: str | os.PathLike, log: C
     except OSError as error:
         raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
     log(f"compiling the train step for {topology}, {target.devices:,} devices ...")
-    answer = _ask_worker({"config": config.to_dict(), **dataclasses.asdict(target)}, workdir)
+    answer = _ask_worker({"config": config.to_dict(), **dataclasses.asdict(target)}, workdir, log)
     if "mistake" in answer:
         raise UserError(answer["mistake"])
     report = {"topology": topology, "slices": target.slices, **answer}
@@ -126,17 +127,34 @@ def worker_environment(outer: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in outer.items() if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")} | own
 
 
-def _ask_worker(request: dict[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
+def _ask_worker(request: dict[str, Any], workdir: pathlib.Path, log: Callable[[str], None]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         question, answer = pathlib.Path(folder, "request.json"), pathlib.Path(folder, "answer.json")
         question.write_text(json.dumps(request), encoding="utf-8")
         command = [sys.executable, "-m", "hybrid_jax.aot_worker", str(question), str(answer)]
-        run = subprocess.run(command, env=worker_environment(dict(os.environ)), capture_output=True, text=True)
-        if run.returncode == 0 and answer.exists():
+        code, said = _run_telling_time(command, log)
+        if code == 0 and answer.exists():
             return json.loads(answer.read_text(encoding="utf-8"))
-    log = workdir / "compile.log"
-    log.write_text(run.stderr, encoding="utf-8")
-    raise CompilerError(f"{crash_reason(run.returncode, run.stderr)}; all it said is in {log}")
+    path = workdir / "compile.log"
+    path.write_text(said, encoding="utf-8")
+    raise CompilerError(f"{crash_reason(code, said)}; all it said is in {path}")
+
+
+def _run_telling_time(command: list[str], log: Callable[[str], None]) -> tuple[int, str]:
+    """Runs a command to its end; returns its exit code and standard error."""
+    start = time.monotonic()
+    with subprocess.Popen(
+        command, env=worker_environment(dict(os.environ)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            while True:
+                try:
+                    said = process.communicate(timeout=60)[1]
+                    return process.returncode, said
+                except subprocess.TimeoutExpired:
+                    log(f"  still compiling after {time.monotonic() - start:.0f} s")
+        finally:
+            process.kill()
 
 
 def crash_reason(code: int, stderr: str) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import topologies
 
 from hybrid_jax import config as config_lib
-from hybrid_jax import flops, roofline, sharding, traffic, train_step
+from hybrid_jax import flops, roofline, sharding, traffic, train_state, train_step
 from hybrid_jax.errors import UserError
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -104,11 +104,11 @@ def compile_step(request: dict[str, Any]) -> dict[str, Any]:
     return answer | _memory(compiled.memory_analysis()) | _traffic(config, generation, len(devices), compiled.as_text())
 
 
-def abstract_arguments(config, mesh) -> tuple[train_step.TrainState, jax.ShapeDtypeStruct]:
+def abstract_arguments(config, mesh) -> tuple[train_state.TrainState, jax.ShapeDtypeStruct]:
     """Returns the train step's arguments as shapes, dtypes and shardings: the state and a batch of images."""
     shape = (config.train.batch_size, *config.data.image_size, config.data.channels)
     images = jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding.batch_sharding(mesh))
-    return train_step.abstract_state(config, mesh), images
+    return train_state.abstract_state(config, mesh), images
 
 
 def _memory(stats) -> dict[str, Any]:

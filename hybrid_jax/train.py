@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from hybrid_jax import checkpoint, distributed, evaluators, inference, sharding, stopping, train_step
+from hybrid_jax import checkpoint, distributed, evaluators, inference, sharding, stopping, train_state, train_step
 from hybrid_jax import config as config_lib
 from hybrid_jax import metrics as metrics_lib
 from hybrid_jax.data import pipeline, sources
@@ -149,12 +149,12 @@ def _restore_or_init(config, checkpoints: checkpoint.Checkpoints, data, mesh, lo
         if meta["step"] > config.train.total_steps:
             raise reject("train.total_steps", config.train.total_steps, f"the workdir is at step {meta['step']}")
 
-    restored = checkpoints.restore_latest(train_step.abstract_state(config, mesh), accept, log)
+    restored = checkpoints.restore_latest(train_state.abstract_state(config, mesh), accept, log)
     if restored is not None:
         state, meta = restored
         log(f"resuming from checkpoint {meta['step']}")
         return state, meta["step"]
-    return train_step.init_state(config, mesh, _fit_palette(config, data, log)), 0
+    return train_state.init_state(config, mesh, _fit_palette(config, data, log)), 0
 
 
 def _fit_palette(config, data, log: Log) -> tokens.Palette | None:

@@ -13,44 +13,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from hybrid_jax import config as config_lib
 from hybrid_jax import losses, optim, sharding
-from hybrid_jax.config import likelihood_batch
 from hybrid_jax.data import augment
 from hybrid_jax.models import hybrid, tokens
+from hybrid_jax.train_state import TrainState, once_per_config, state_sharding
 
 Metrics = dict[str, jax.Array]
-
-
-class TrainState(flax.struct.PyTreeNode):
-    """All that a step changes, and the palette, which it does not.
-
-    Attributes:
-      step: () int32, updates done.
-      params: float32 parameters.
-      ema_params: their moving average; None where ema_decay = 0.
-      opt_state: the optimizer's.
-      palette: None for intensity tokens.
-    """
-
-    step: jax.Array
-    params: Any
-    ema_params: Any
-    opt_state: Any
-    palette: tokens.Palette | None
-
-    def saved(self) -> dict[str, Any]:
-        """Returns what a checkpoint holds beside the step: {part: tree}; a palette's table follows from its colours."""
-        colours = None if self.palette is None else self.palette.colours
-        parts = {"params": self.params, "ema_params": self.ema_params, "opt_state": self.opt_state, "palette": colours}
-        return {name: part for name, part in parts.items() if part is not None}
-
-    def restored(self, step: jax.Array, parts: dict[str, Any]) -> "TrainState":
-        """Returns the state of a checkpoint; `self` says where its arrays lie."""
-        palette = None
-        if self.palette is not None:
-            made = tokens.Palette.from_colours(np.asarray(parts["palette"]))
-            palette = sharding.place(made, jax.tree.map(lambda x: x.sharding, self.palette))
-        return self.replace(step=step, **(parts | {"palette": palette}))
 
 
 class Batch(flax.struct.PyTreeNode):
@@ -67,36 +36,6 @@ class Batch(flax.struct.PyTreeNode):
     keep: jax.Array | None
 
 
-def _fresh_state(config, key: jax.Array, palette: tokens.Palette | None) -> TrainState:
-    params = hybrid.init_params(hybrid.build_model(config), key, palette)
-    ema = jax.tree.map(jnp.copy, params) if config.train.ema_decay > 0 else None
-    return TrainState(jnp.zeros((), jnp.int32), params, ema, optim.make_optimizer(config).init(params), palette)
-
-
-def abstract_state(config, mesh: Mesh | None = None) -> TrainState:
-    """Returns the state's shapes, dtypes and, given a mesh, shardings; computes nothing."""
-    palette = tokens.abstract_palette(tokens.TokenSpec.from_config(config))
-    state = jax.eval_shape(lambda palette: _fresh_state(config, jax.random.key(0), palette), palette)
-    if mesh is None:
-        return state
-    where = _state_sharding(config, mesh)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, where)
-
-
-def _state_sharding(config, mesh: Mesh) -> TrainState:
-    state = abstract_state(config)
-    # Every device looks up its own pixels in the palette's table.
-    palette = jax.tree.map(lambda _: sharding.replicated(mesh), state.palette)
-    return sharding.state_sharding(state, mesh).replace(palette=palette)
-
-
-def init_state(config, mesh: Mesh, palette: tokens.Palette | None) -> TrainState:
-    """Returns the state before the first step, created in place on the mesh."""
-    shardings = _state_sharding(config, mesh)
-    init = jax.jit(lambda palette: _fresh_state(config, jax.random.key(config.seed), palette), out_shardings=shardings)
-    return init(palette)
-
-
 def step_key(seed: int, step: jax.Array) -> jax.Array:
     """Returns the key of all randomness in step `step`: a function of the two and of nothing else."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step)
@@ -107,7 +46,7 @@ def make_batch(config, model: hybrid.HybridModel, key: jax.Array, images: jax.Ar
     spec, size = model.spec, images.shape[0]
     likelihood = views = keep = None
     if model.generative:
-        count = likelihood_batch(config)
+        count = config_lib.likelihood_batch(config)
         chosen = images if count == size else images[np.arange(count) * size // count]
         likelihood = model.constrain(tokens.encode(chosen, spec, palette))
     if model.contrastive:
@@ -219,6 +158,7 @@ def moving_average(config, ema, params, step: jax.Array):
     return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
 
 
+@once_per_config
 def make_train_step(config, mesh: Mesh) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
     """Returns step(state, images) -> (state, metrics), compiled once; the state passed in is donated.
 
@@ -250,6 +190,7 @@ def make_train_step(config, mesh: Mesh) -> Callable[[TrainState, jax.Array], tup
     return _jit(train_step, config, mesh, donate=True)
 
 
+@once_per_config
 def make_gradient_comparison(config, mesh: Mesh) -> Callable[[TrainState, jax.Array], Metrics]:
     """Returns compare(state, images) -> metrics: do the two losses pull the encoder together or apart?
 
@@ -278,7 +219,7 @@ def make_gradient_comparison(config, mesh: Mesh) -> Callable[[TrainState, jax.Ar
 
 def _jit(function, config, mesh: Mesh, donate: bool = False):
     """Compiles function(state, images) with the state's and the batch's shardings, metrics replicated."""
-    state = _state_sharding(config, mesh)
+    state = state_sharding(config, mesh)
     metrics = sharding.replicated(mesh)
     return jax.jit(
         function,

@@ -10,7 +10,7 @@ import ml_collections
 import pytest
 
 from hybrid_jax import config as config_lib
-from hybrid_jax import train_step
+from hybrid_jax import train_state, train_step
 from hybrid_jax.errors import UserError
 
 CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -33,7 +33,7 @@ def test_every_config_traces_init_and_step(path, mesh_of):
         config.model.no_such_field = 1
     config_lib.validate(config)
     mesh = mesh_of(8, min(8, config.mesh.fsdp))
-    state = train_step.abstract_state(config, mesh)
+    state = train_state.abstract_state(config, mesh)
     images = jax.ShapeDtypeStruct((config.train.batch_size, *config.data.image_size, config.data.channels), jnp.uint8)
     new_state, metrics = jax.eval_shape(train_step.make_train_step(config, mesh), state, images)
     shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from hybrid_jax import flops, train_step
+from hybrid_jax import flops, train_state, train_step
 from hybrid_jax.models import hybrid
 
 
@@ -43,7 +43,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_count_is_that_of_the_traced_losses(tiny_config, name):
     config = tiny_config(**CASES[name])
-    model, state = hybrid.build_model(config), train_step.abstract_state(config)
+    model, state = hybrid.build_model(config), train_state.abstract_state(config)
     images = jax.ShapeDtypeStruct((config.train.batch_size, 8, 8, 1), np.uint8)
     key = jax.eval_shape(lambda: jax.random.key(0))
     batch = jax.eval_shape(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid_jax import losses, sharding, train_step
+from hybrid_jax import losses, sharding, train_state, train_step
 from hybrid_jax.models import hybrid
 
 
@@ -18,7 +18,7 @@ def test_activations_fall_as_one_over_microbatches(tiny_config):
     # Attention over 64 positions of 512 images; what does not shrink (gradients, one block of NT-Xent) is small beside.
     settings = {"model__patch_size": 1, "model__levels": 16, "augment__view_keep": 1.0, "augment__recipe": "none"}
     config = tiny_config(train__batch_size=512, **settings)
-    model, params = hybrid.build_model(config), train_step.abstract_state(config).params
+    model, params = hybrid.build_model(config), train_state.abstract_state(config).params
     images = jax.ShapeDtypeStruct((512, 8, 8, 1), np.uint8)
 
     def of(pieces):

@@ -6,12 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from hybrid_jax import optim, train_step
+from hybrid_jax import optim, train_state
 
 
 def one_update(config, optimizer=None):
     """First updates of an optimizer, the config's where none is given, by path."""
-    params = train_step.abstract_state(config).params
+    params = train_state.abstract_state(config).params
     rng = np.random.default_rng(0)
     random = lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32)
     params, gradients = jax.tree.map(random, params), jax.tree.map(random, params)

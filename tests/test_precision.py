@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import sklearn.datasets
 
-from hybrid_jax import sharding, train_step
+from hybrid_jax import sharding, train_state, train_step
 
 DIGITS = (sklearn.datasets.load_digits().images * 255 / 16).round().astype(np.uint8)[..., None]
 SETTINGS = {
@@ -18,7 +18,7 @@ SETTINGS = {
 
 def losses_of_50_steps(config, mesh):
     """(50, 2) generative and contrastive losses on batches drawn from the digits."""
-    state, step, found = train_step.init_state(config, mesh, None), train_step.make_train_step(config, mesh), []
+    state, step, found = train_state.init_state(config, mesh, None), train_step.make_train_step(config, mesh), []
     for i in range(50):
         rows = np.random.default_rng(i).choice(len(DIGITS), config.train.batch_size, replace=False)
         state, metrics = step(state, sharding.global_batch(DIGITS[rows], mesh, len(rows)))
@@ -39,7 +39,7 @@ def test_losses_of_50_steps_are_those_of_float32(tiny_config, mesh_of):
 def test_what_stays_float32(tiny_config, mesh_of):
     settings = {"train__batch_size": 24, "train__ema_decay": 0.9, "augment__recipe": "none"}
     config, mesh = tiny_config(model__dtype="bfloat16", **settings), mesh_of(1)
-    state = train_step.abstract_state(config, mesh)
+    state = train_state.abstract_state(config, mesh)
     kept = [x for x in jax.tree.leaves(state.saved()) if jnp.issubdtype(x.dtype, jnp.floating)]
     assert {x.dtype for x in kept} == {jnp.dtype(jnp.float32)}
     images = jax.ShapeDtypeStruct((config.train.batch_size, 8, 8, 1), np.uint8)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sklearn.datasets
 
-from hybrid_jax import sharding, train_step
+from hybrid_jax import sharding, train_state, train_step
 from hybrid_jax.models import hybrid
 
 DIGITS = (sklearn.datasets.load_digits().images * 255 / 16).round().astype(np.uint8)[..., None]
@@ -19,7 +19,7 @@ ARMS = {
 
 def run(config, mesh, steps=3, rows=None):
     """Returns (state, list of metrics) after some steps; step i sees digits i, i+1, ... of the batch."""
-    state = train_step.init_state(config, mesh, None)
+    state = train_state.init_state(config, mesh, None)
     step = train_step.make_train_step(config, mesh)
     history = []
     for i in range(steps):
@@ -41,7 +41,7 @@ def relative_difference(one, two):
 def gradients(config, mesh, perturb=0.05):
     """Gradient of both losses on one batch, at parameters where no layer is zero."""
     model = hybrid.build_model(config, sharding.constrain_batch(mesh))
-    state = train_step.init_state(config, mesh, None)
+    state = train_state.init_state(config, mesh, None)
     images = sharding.global_batch(DIGITS[: config.train.batch_size], mesh, config.train.batch_size)
 
     @jax.jit
@@ -114,7 +114,7 @@ def test_another_seed_is_another_run(tiny_config, mesh_of):
 
 def test_the_state_is_donated(tiny_config, mesh_of):
     config, mesh = tiny_config(), mesh_of(1)
-    state = train_step.init_state(config, mesh, None)
+    state = train_state.init_state(config, mesh, None)
     train_step.make_train_step(config, mesh)(state, sharding.global_batch(DIGITS[:16], mesh, 16))
     assert state.params["encoder"]["positions"].is_deleted()
 
@@ -144,7 +144,7 @@ def test_contrastive_accuracy_on_one_batch_reaches_one(tiny_config, mesh_of):
 
 def test_the_moving_average_follows_its_formula(tiny_config, mesh_of):
     config, mesh = tiny_config(train__ema_decay=0.9), mesh_of(1)
-    state = train_step.init_state(config, mesh, None)
+    state = train_state.init_state(config, mesh, None)
     step = train_step.make_train_step(config, mesh)
     expected = np.asarray(state.params["encoder"]["positions"], np.float64)
     for i in range(4):
@@ -175,7 +175,7 @@ def test_arms_see_the_same_augmentations(tiny_config):
 
 def test_the_gradient_comparison_adds_up(tiny_config, mesh_of):
     config, mesh = tiny_config(), mesh_of(1)
-    state = train_step.init_state(config, mesh, None)
+    state = train_state.init_state(config, mesh, None)
     images = sharding.global_batch(DIGITS[:16], mesh, 16)
     step = train_step.make_train_step(config, mesh)
     for _ in range(3):
@@ -198,7 +198,7 @@ def test_the_gradient_comparison_adds_up(tiny_config, mesh_of):
 
 def test_a_nonfinite_update_is_skipped_and_counted(tiny_config, mesh_of):
     config, mesh = tiny_config(train__skip_nonfinite=2), mesh_of(1)
-    state = train_step.init_state(config, mesh, None)
+    state = train_state.init_state(config, mesh, None)
     step = train_step.make_train_step(config, mesh)
     images = sharding.global_batch(DIGITS[:16], mesh, 16)
     state, metrics = step(state, images)

@@ -1,0 +1,98 @@
+"""The state of training: what a step changes, how it begins, where its arrays lie."""
+
+import functools
+import json
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from hybrid_jax import config as config_lib
+from hybrid_jax import optim, sharding
+from hybrid_jax.models import hybrid, tokens
+
+
+def once_per_config(function):
+    """Caches a function of (config, mesh): equal configs, as in a resumed run, are not traced and compiled again."""
+    sections = ("seed", "data", "model", "objective", "augment", "train", "optimizer")
+
+    @functools.lru_cache(maxsize=16)
+    def cached(text: str, mesh: Mesh | None):
+        return function(config_lib.from_dict(json.loads(text)), mesh)
+
+    @functools.wraps(function)
+    def keyed(config, mesh: Mesh | None = None):
+        values = config.to_dict()
+        return cached(json.dumps({name: values[name] for name in sections}), mesh)
+
+    return keyed
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that a step changes, and the palette, which it does not.
+
+    Attributes:
+      step: () int32, updates done.
+      params: float32 parameters.
+      ema_params: their moving average; None where ema_decay = 0.
+      opt_state: the optimizer's.
+      palette: None for intensity tokens.
+    """
+
+    step: jax.Array
+    params: Any
+    ema_params: Any
+    opt_state: Any
+    palette: tokens.Palette | None
+
+    def saved(self) -> dict[str, Any]:
+        """Returns what a checkpoint holds beside the step: {part: tree}; a palette's table follows from its colours."""
+        colours = None if self.palette is None else self.palette.colours
+        parts = {"params": self.params, "ema_params": self.ema_params, "opt_state": self.opt_state, "palette": colours}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def restored(self, step: jax.Array, parts: dict[str, Any]) -> "TrainState":
+        """Returns the state of a checkpoint; `self` says where its arrays lie."""
+        palette = None
+        if self.palette is not None:
+            made = tokens.Palette.from_colours(np.asarray(parts["palette"]))
+            palette = sharding.place(made, jax.tree.map(lambda x: x.sharding, self.palette))
+        return self.replace(step=step, **(parts | {"palette": palette}))
+
+
+def _fresh_state(config, key: jax.Array, palette: tokens.Palette | None) -> TrainState:
+    params = hybrid.init_params(hybrid.build_model(config), key, palette)
+    ema = jax.tree.map(jnp.copy, params) if config.train.ema_decay > 0 else None
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, optim.make_optimizer(config).init(params), palette)
+
+
+@once_per_config
+def abstract_state(config, mesh: Mesh | None = None) -> TrainState:
+    """Returns the state's shapes, dtypes and, given a mesh, shardings; computes nothing."""
+    palette = tokens.abstract_palette(tokens.TokenSpec.from_config(config))
+    state = jax.eval_shape(lambda palette: _fresh_state(config, jax.random.key(0), palette), palette)
+    if mesh is None:
+        return state
+    where = state_sharding(config, mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, where)
+
+
+def state_sharding(config, mesh: Mesh) -> TrainState:
+    state = abstract_state(config)
+    # Every device looks up its own pixels in the palette's table.
+    palette = jax.tree.map(lambda _: sharding.replicated(mesh), state.palette)
+    return sharding.state_sharding(state, mesh).replace(palette=palette)
+
+
+def init_state(config, mesh: Mesh, palette: tokens.Palette | None) -> TrainState:
+    """Returns the state before the first step, created in place on the mesh."""
+    return _make_init(config, mesh)(palette)
+
+
+@once_per_config
+def _make_init(config, mesh: Mesh):
+    shardings = state_sharding(config, mesh)
+    return jax.jit(lambda palette: _fresh_state(config, jax.random.key(config.seed), palette), out_shardings=shardings)
