@@ -5,8 +5,8 @@ python -m hybrid_jax.main --config=configs/cifar10.py --workdir=runs/cifar10
 Data: the tfds set `cifar10`, prepared once by `python -m hybrid_jax.data.prepare cifar10`.
 Hardware: one GPU or a TPU host.
 Compiled ahead of time (--mode=compile --topology=v5e:2x2; jax 0.10.2, libtpu 0.0.42.1): 40,743,264 parameters,
-1.30e13 analytical FLOPs a step; fits narrowly, 15.2 of 15.75 GiB a device (the compiler's own peak: 9.6), with
-model.remat=True better; model estimate .06 to .08 s a step, bound by memory. No all-to-all.
+1.30e13 analytical FLOPs a step, 1.6 of 15.75 GiB a device; model estimate .022 to .038 s a step, bound by compute. No
+all-to-all. Without model.remat 15.2 GiB, and .058 to .076 s, bound by memory: attention's scores are kept.
 Result: not run; speed: not run.
 """
 

@@ -170,14 +170,19 @@ def verdict(report: dict[str, Any], config, slice_devices: int) -> str:
     """Returns one line: whether the step fits a device's memory, how narrowly, and what to change if not.
 
     Args:
-      report: `fits`, and `peak_`, `available_` and `arguments_bytes_per_device`.
+      report: `fits`, and `peak_`, `compiler_peak_`, `available_` and `arguments_bytes_per_device`.
       config: that was compiled.
       slice_devices: devices of one slice, which `mesh.fsdp` can reach.
     """
     peak, available = report["peak_bytes_per_device"], report["available_bytes_per_device"]
     sizes = f"{peak / GIB:.2f} of {available / GIB:.2f} GiB a device"
     if report["fits"]:
-        free = max(0, 1 - peak / available)
+        if peak > available:
+            own = report["compiler_peak_bytes_per_device"] / GIB
+            return (
+                f"fits, but narrowly: the compiler's own peak is {own:.2f} GiB a device, the sum of the parts {sizes}"
+            )
+        free = 1 - peak / available
         return f"fits: {sizes}, {free:.0%} free" + (", narrowly" if free < _NARROW else "")
     return f"does not fit: needs {sizes}; {'; or '.join(advice(report, config, slice_devices))}"
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from absl import flags, logging
 
 from hybrid_jax import config as config_lib
+from hybrid_jax.caches import keep_compiled_programs
 from hybrid_jax.errors import UserError, explain
 
 
@@ -14,6 +15,7 @@ def answer(task: Callable[[], None], about: str) -> None:
     """Reads the process's flags and does its task; what has a line of its own ends with it and its exit code."""
     try:
         parse(sys.argv, about)
+        keep_compiled_programs()
         # Orbax and tfds log their own steps; what a user needs to know, the modes say.
         logging.set_verbosity(logging.ERROR)
         task()

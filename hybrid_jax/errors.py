@@ -16,8 +16,11 @@ def reject(field: str, value: object, allowed: str) -> UserError:
     return UserError(f"config.{field}={value!r}: {allowed}")
 
 
-class Preempted(Exception):  # noqa: N818 - an event, not an error
-    """The run was asked to stop and has saved; the same command continues it. Exit code 75."""
+class Preempted(BaseException):
+    """The run was asked to stop and lost nothing; the same command continues it. Exit code 75.
+
+    No Exception, as KeyboardInterrupt is none: it may come anywhere, and what mends errors must let it through.
+    """
 
 
 class NonFiniteError(RuntimeError):

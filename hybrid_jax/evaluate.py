@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybrid_jax import config as config_lib
-from hybrid_jax import distributed, evaluators, inference, report, sharding
+from hybrid_jax import distributed, evaluators, inference, report, sharding, stopping
 from hybrid_jax.data import augment, sources
 from hybrid_jax.errors import UserError, explained_memory
 from hybrid_jax.evaluators.features import FeatureStore
@@ -20,11 +20,12 @@ from hybrid_jax.report_views import SampleViews
 
 
 def evaluate_and_report(
-    model, data, config, workdir: str | os.PathLike, log: Callable[[str], None]
+    model, data, config, workdir: str | os.PathLike, log: Callable[[str], None], leave_if_asked: Callable[[], None]
 ) -> dict[str, float]:
     """Runs config.eval.evaluators and writes their results; returns headline values by metric name.
 
     Of several processes each does all of it, since each must call the model alike; only the first writes.
+    `leave_if_asked` is called now and then, and may end it by raising Preempted.
     """
     workdir = pathlib.Path(workdir)
     log(f"evaluating step {model.step} ...")
@@ -33,7 +34,8 @@ def evaluate_and_report(
         log(f"  {note}")
     (workdir / "eval").mkdir(exist_ok=True)
     features = FeatureStore(model, data)
-    results = evaluators.evaluate(model, data, config, workdir, log, features)
+    results = evaluators.evaluate(model, data, config, workdir, log, features, leave_if_asked)
+    leave_if_asked()
     for row in results:
         log(summary_line(row))
     log(f"report: {report.write_report(workdir, model, data, results, sample_views(config, data), features)}")
@@ -56,6 +58,14 @@ def evaluate_workdir(workdir: str | os.PathLike, step: str | None, eval_section,
     """
     log = distributed.only_first(log)
     mesh = sharding.all_devices() if distributed.several() else None
+    with (
+        stopping.StopRequests(mesh) as stops,
+        stops.may_leave("stopped; the same command evaluates again") as leave_if_asked,
+    ):
+        return _evaluate_workdir(workdir, step, eval_section, log, mesh, leave_if_asked)
+
+
+def _evaluate_workdir(workdir, step, eval_section, log, mesh, leave_if_asked) -> dict[str, float]:
     model = inference.load(workdir, step, log, mesh)
     config = model.config
     if eval_section is not None:
@@ -67,7 +77,7 @@ def evaluate_workdir(workdir: str | os.PathLike, step: str | None, eval_section,
     data.check(model.fingerprint, config.data.path)
     evaluators.check(data.for_evaluation(config.eval.max_images), config)
     with explained_memory(f"lower config.eval.batch_size={config.eval.batch_size}"):
-        return evaluate_and_report(model, data, config, workdir, log)
+        return evaluate_and_report(model, data, config, workdir, log, leave_if_asked)
 
 
 def summary_line(row: dict) -> str:

@@ -55,19 +55,17 @@ def train_and_evaluate(config, workdir: str | os.PathLike, log: Log = print) -> 
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(explained_memory(advice))
-        stop_requested = stack.enter_context(stopping.stop_requests())
-        agreement = stopping.Agreement(mesh)
+        stops = stack.enter_context(stopping.StopRequests(mesh))
         checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(workdir, config)))
         state, start = _restore_or_init(config, checkpoints, data, mesh, log)
         with _writable(workdir):
             write_whole(workdir / "config.json", config_lib.to_json(config))
         _log_setup(config, data, mesh, state, start, log)
         writer = stack.enter_context(contextlib.closing(metrics_lib.MetricsWriter(workdir, start)))
-        ask_to_stop = lambda: agreement.ask(stop_requested())
-        return _run(config, workdir, data, mesh, state, start, checkpoints, writer, ask_to_stop, log)
+        return _run(config, workdir, data, mesh, state, start, checkpoints, writer, stops, log)
 
 
-def _run(config, workdir, data, mesh, state, start, checkpoints, writer, ask_to_stop, log) -> dict[str, float]:
+def _run(config, workdir, data, mesh, state, start, checkpoints, writer, stops, log) -> dict[str, float]:
     """The loop: evaluate what was saved, take a batch, step, log, save."""
     step_fn, compare = train_step.make_train_step(config, mesh), _gradient_comparison(config, mesh, log)
     model = inference.Model(config, None, None, start, mesh)
@@ -77,8 +75,10 @@ def _run(config, workdir, data, mesh, state, start, checkpoints, writer, ask_to_
     batches = pipeline.batches(data.train.images, config.seed, batch, start, total, rows)
 
     def evaluate(state) -> dict[str, float]:
-        with clock.paused(), explained_memory(f"lower config.eval.batch_size={config.eval.batch_size}"):
-            results = evaluate_and_report(model.with_state(state), data, config, workdir, log)
+        message = f"stopped while step {int(state.step)} was evaluated, which is saved; the same command continues"
+        advice = f"lower config.eval.batch_size={config.eval.batch_size}"
+        with clock.paused(), explained_memory(advice), stops.may_leave(message) as leave_if_asked:
+            results = evaluate_and_report(model.with_state(state), data, config, workdir, log, leave_if_asked)
         writer.scalars(int(state.step), results)
         return results
 
@@ -94,13 +94,13 @@ def _run(config, workdir, data, mesh, state, start, checkpoints, writer, ask_to_
         logs = done in (1, total) or done % config.log.every_steps == 0
         # Before the step, which donates the state.
         gradients = compare(state, images) if logs and compare else {}
-        stop_asked = ask_to_stop()
+        stop_asked = stops.ask()
         state, pending[done] = step_fn(state, images)
         # At most two steps in flight: a stop request is answered soon, and batches do not pile up.
         jax.block_until_ready(pending.get(done - 1))
-        stops = stop_asked() and done < total
+        leaves = stop_asked() and done < total
         evaluates = config.eval.every_steps > 0 and done % config.eval.every_steps == 0
-        saves = stops or evaluates or done == total or done % config.checkpoint.every_steps == 0
+        saves = leaves or evaluates or done == total or done % config.checkpoint.every_steps == 0
         if logs or saves:
             values = _checked(pending, config.train.skip_nonfinite)
             pending = {}
@@ -111,7 +111,7 @@ def _run(config, workdir, data, mesh, state, start, checkpoints, writer, ask_to_
         # Only after all losses up to here were seen to be finite.
         if saves:
             checkpoints.save(state, config, data.fingerprint)
-        if stops:
+        if leaves:
             raise Preempted(f"stopped at step {done}, which is saved; the same command continues")
     checkpoints.wait()
     if start == total and distributed.from_first(results_path(workdir, total).exists()):

@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 
+from hybrid_jax.caches import cache_folder
 from hybrid_jax.data import decode, folder, idx, pipeline, store
 from hybrid_jax.data.dataset import DataSet, Split
 from hybrid_jax.data.embedded import CLASS_NAMES
@@ -160,7 +161,7 @@ def _stored_split(name: str, key: str, data, chunks: Callable[[], Iterator[Chunk
     """Opens or makes the store of a split at the size and channels of the config."""
     shape = (*data.image_size, data.channels)
     label = "".join(c if c.isalnum() else "-" for c in name)
-    place = store.root(data.cache) / f"{label}-{'x'.join(map(str, shape))}-{store.key_of(key, shape)}"
+    place = cache_folder(data.cache) / f"{label}-{'x'.join(map(str, shape))}-{store.key_of(key, shape)}"
     return store.open_or_make(place, shape, chunks, total)
 
 

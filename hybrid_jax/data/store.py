@@ -8,7 +8,6 @@ make the same one.
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Callable, Iterable
 
@@ -93,15 +92,6 @@ class Store:
     sizes: np.ndarray | None
     skipped: tuple[str, ...]
     digest: str
-
-
-def root(path: str) -> pathlib.Path:
-    """Returns the folder that stores are kept in.
-
-    That is `path`; where it is empty $HYBRID_JAX_CACHE, else hybrid_jax in the user's cache folder.
-    """
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hybrid_jax"
-    return pathlib.Path(path or os.environ.get("HYBRID_JAX_CACHE") or cache).expanduser()
 
 
 def digest_of(images: np.ndarray) -> str:

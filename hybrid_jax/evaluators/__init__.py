@@ -29,6 +29,7 @@ def evaluate(
     cache_dir: pathlib.Path | None = None,
     log: Callable[[str], None] = print,
     features: FeatureStore | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> list[dict]:
     """Runs the evaluators that `config.eval.evaluators` names, in that order.
 
@@ -39,6 +40,7 @@ def evaluate(
       cache_dir: where floors that no checkpoint changes are kept; None computes them anew.
       log: takes one line for every evaluator that is skipped.
       features: of the same model and data; the report can then use the same.
+      between: called before each evaluator; may raise to end the evaluation.
 
     Returns:
       What becomes `eval/<step>.json`: results `{metric, value, n, protocol, split, floor, seed, ...}`,
@@ -51,6 +53,7 @@ def evaluate(
     floors = FloorCache(cache_dir)
     results = []
     for name in config.eval.evaluators:
+        between()
         try:
             found = EVALUATORS[name](features, config, floors)
         except Skipped as reason:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import hybrid_jax
-from hybrid_jax import checkpoint, inference, metrics, train
+from hybrid_jax import checkpoint, evaluate, inference, metrics, train
 from hybrid_jax.errors import NonFiniteError, Preempted, UserError
 from hybrid_jax.evaluate import evaluate_workdir
 
@@ -190,6 +190,22 @@ def test_an_evaluation_that_a_stop_prevented_is_made_up_for(tiny_config, tmp_pat
     result = train.train_and_evaluate(config, tmp_path, quiet[1])
     assert sorted(p.name for p in (tmp_path / "eval").iterdir()) == ["10.json", "4.json", "8.json"]
     assert result["bits_per_dim"] > 0
+
+
+def test_an_evaluation_is_left_at_once_and_made_again(tiny_config, tmp_path, quiet):
+    def stop(line):
+        quiet[1](line)
+        if line.startswith("evaluating"):
+            signal.raise_signal(signal.SIGTERM)
+
+    config = tiny_config(eval__every_steps=0, eval__evaluators=("likelihood",))
+    with pytest.raises(Preempted, match=r"^stopped while step 10 was evaluated, which is saved; the same command"):
+        train.train_and_evaluate(config, tmp_path, stop)
+    assert quiet[0][-1].startswith("evaluating") and not list((tmp_path / "eval").glob("*"))
+    with pytest.raises(Preempted, match=r"^stopped; the same command evaluates again$"):
+        evaluate.evaluate_workdir(tmp_path, None, None, stop)
+    assert train.train_and_evaluate(config, tmp_path, quiet[1])["bits_per_dim"] > 0
+    assert (tmp_path / "eval" / "10.json").exists()
 
 
 @pytest.mark.parametrize("settings", [
