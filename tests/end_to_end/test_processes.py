@@ -170,6 +170,26 @@ def test_four_processes_with_cut_parameters_and_damage_that_only_one_of_them_see
 
 
 @pytest.mark.slow
+def test_a_stop_request_while_one_evaluates_or_compiles_stops_both(start, tmp_path):
+    flags = ["--config.eval.every_steps=0", "--config.eval.evaluators=('likelihood', 'knn')"]
+    run = start(tmp_path, 2, 1, *flags)
+    run.until((tmp_path / "checkpoints").exists)
+    time.sleep(2)
+    os.kill(run.processes[1].pid, signal.SIGTERM)
+    ended = run.ends()
+    assert [code for code, _, _ in ended] == [75, 75], ended
+    assert "stopped at step" in ended[0][2]
+    run = start(tmp_path, 2, 1, *flags)
+    run.until((tmp_path / "eval").exists)
+    os.kill(run.processes[1].pid, signal.SIGTERM)
+    ended = run.ends()
+    assert [code for code, _, _ in ended] == [75, 75], ended
+    assert "stopped while step 10 was evaluated" in ended[0][2] and not list((tmp_path / "eval").iterdir())
+    run = start(tmp_path, 2, 1, *flags)
+    assert [code for code, _, _ in run.ends()] == [0, 0] and (tmp_path / "eval" / "10.json").exists()
+
+
+@pytest.mark.slow
 def test_another_config_in_one_process_ends_all_with_one_line(start, tmp_path):
     run = start(tmp_path, 2, 1, "--config.train.total_steps=1", each=lambda i: [f"--config.seed={i}"])
     (first, _, err), (second, _, other_err) = run.ends()
