@@ -299,7 +299,8 @@ def test_every_generation_is_compiled_for(topology, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "topology"),
-    [("cifar10", "v5e:2x2"), ("imagenet64", "v5e:16x16"), ("imagenet64", "v5e:16x16x2"), ("imagenet64", "v5p:8x8x16"),
+    [("quickstart", "v5e:2x2"), ("fashion_mnist", "v5e:2x2"), ("folder", "v5e:2x2"), ("cifar10", "v5e:2x2"),
+     ("imagenet64", "v5e:16x16"), ("imagenet64", "v5e:16x16x2"), ("imagenet64", "v5p:8x8x16"),
      ("imagenet32_igpt_s", "v5e:16x16"), ("imagenet64_large", "v5e:16x16")],
 )  # fmt: skip
 def test_shipped_configs_fit_their_targets(name, topology, tmp_path):
