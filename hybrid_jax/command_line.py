@@ -14,8 +14,8 @@ def answer(task: Callable[[], None], about: str) -> None:
     """Reads the process's flags and does its task; what has a line of its own ends with it and its exit code."""
     try:
         parse(sys.argv, about)
-        # Orbax and tfds log their own steps; what a user needs to know, the modes say.
-        logging.set_verbosity(logging.ERROR)
+        # Orbax and tfds log their own steps and their errors' tracebacks; what a user needs to know, the modes say.
+        logging.set_verbosity(logging.FATAL)
         task()
     except BaseException as error:
         told = explain(error)
