@@ -226,5 +226,7 @@ def _as_damaged(step: int) -> Iterator[None]:
         raise DamagedError(f"checkpoint {step} is damaged ({_first_line(error)})") from error
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
     return str(error).strip().split("\n")[0][:200] or type(error).__name__

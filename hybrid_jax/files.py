@@ -29,7 +29,7 @@ def write_whole(path: pathlib.Path, text: str) -> None:
 def writable(workdir: str | os.PathLike) -> Iterator[None]:
     """Makes an OSError before anything was computed one UserError about --workdir."""
     try:
-        if os.path.exists(workdir) and not os.access(workdir, os.W_OK):
+        if is_first() and os.path.exists(workdir) and not os.access(workdir, os.W_OK):
             raise OSError(errno.EROFS, "read-only")
         yield
     except OSError as error:
