@@ -82,26 +82,31 @@ def _leaves(tree):
     return jax.tree.leaves(tree)
 
 
-def kill_again_and_again(run: Run, kills: int, seed: int) -> list[Kill]:
+def kill_again_and_again(run: Run, kills: int, seed: int, most_saves: int) -> list[Kill]:
     """Starts the run and kills it, `kills` times; each with a checkpoint on disk and before the end.
 
     Half of the kills wait until one of a process's first saves has begun, and then up to 60 ms more; the others fall
     anywhere from a process's start to a little after its first save.
 
     Args:
-      run: not started yet, and of more than 5 saves for each kill.
+      run: not started yet, and of more than `most_saves` + 1 saves for each kill.
       kills: how many.
       seed: of the random times.
+      most_saves: the last of a process's saves that a kill waits for.
     """
     drawn, found = random.Random(seed), []
     to_first_save = float("inf")
     for number in range(kills):
         # The first checkpoint must come first.
-        in_a_save, which, share = number == 0 or drawn.random() < 0.5, drawn.randint(1, 4), drawn.uniform(0, 1.2)
+        in_a_save, which, share = (
+            number == 0 or drawn.random() < 0.5,
+            drawn.randint(1, most_saves),
+            drawn.uniform(0, 1.2),
+        )
         process, started = run.start(), time.monotonic()
         begun: set[str] = set()
         old = set(run.unfinished())
-        while process.poll() is None and len(begun) < 5:
+        while process.poll() is None and len(begun) <= most_saves:
             begun |= set(run.unfinished()) - old
             after = time.monotonic() - started
             if begun:
@@ -125,7 +130,7 @@ def assert_equal(killed: Run, whole: Run) -> None:
     """Asserts that two runs ended with the same arrays, bit for bit, and the same curves, and that nothing is left."""
     (step,) = {run.steps()[-1] for run in (killed, whole)}
     one, two = killed.arrays(step), whole.arrays(step)
-    assert one.keys() == two.keys() and {name.split("/")[0] for name in one} >= {"params", "ema_params", "opt_state"}
+    assert one.keys() == two.keys() and {name.split("/")[0] for name in one} >= {"params", "opt_state"}
     for name, array in one.items():
         assert array.dtype == two[name].dtype and array.tobytes() == two[name].tobytes(), name
     drop = lambda row: {k: v for k, v in row.items() if k != "images_per_second"}
