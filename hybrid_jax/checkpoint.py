@@ -6,51 +6,21 @@ place and renames it, so it is whole or absent; what happens to the bytes later,
 """
 
 import contextlib
-import functools
 import os
 import pathlib
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh
 
 from hybrid_jax import distributed, sharding
-from hybrid_jax.errors import UserError
+from hybrid_jax.checksums import check_sealed, checksums, sealed
+from hybrid_jax.errors import StorageError, UserError
 
 FORMAT_VERSION = 1
-
-
-def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
-    """Two position-weighted sums of each array's words modulo 2^32; one changed word changes both."""
-
-    def one(x: jax.Array) -> jax.Array:
-        x = x.astype(jnp.uint8) if x.dtype == bool else x
-        word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-        words = jax.lax.bitcast_convert_type(x.reshape(-1), word).astype(jnp.uint32)
-        place = jnp.arange(words.size, dtype=jnp.uint32)
-        mixed = words + place * jnp.uint32(0x9E3779B9)
-        mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
-        mixed = mixed ^ (mixed >> 13)
-        return jnp.stack([jnp.sum(words * (2 * place + 1)), jnp.sum(mixed)])
-
-    return [one(x) for x in leaves]
-
-
-@functools.lru_cache
-def _compiled_checksums(mesh: Mesh | None):
-    # Whole on every device, so that every process can read them.
-    return jax.jit(_checksums, out_shardings=None if mesh is None else sharding.replicated(mesh))
-
-
-def checksums(tree: Any) -> dict[str, str]:
-    """Returns {path of each array: 16 hexadecimal digits}, computed where the array lies."""
-    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
-    sums = jax.device_get(_compiled_checksums(getattr(leaves[0].sharding, "mesh", None))(list(leaves)))
-    return {jax.tree_util.keystr(p): f"{int(a):08x}{int(b):08x}" for p, (a, b) in zip(paths, sums, strict=True)}
 
 
 def directory(workdir: str | os.PathLike) -> pathlib.Path:
@@ -61,8 +31,12 @@ def directory(workdir: str | os.PathLike) -> pathlib.Path:
 class Checkpoints:
     """Saves and restores the train state of one workdir."""
 
-    def __init__(self, workdir: str | os.PathLike, config=None):
-        """Opens the workdir's checkpoints: for training with its `config`, read-only without."""
+    def __init__(self, workdir: str | os.PathLike, config=None, still_ours: Callable[[], None] = lambda: None):
+        """Opens the workdir's checkpoints: for training with its `config`, read-only without.
+
+        `still_ours` raises where another run has taken the workdir; it is asked before each save.
+        """
+        self._still_ours = still_ours
         self._read_only = config is None
         self._path = directory(workdir)
         if self._read_only and not self._path.is_dir():
@@ -73,20 +47,28 @@ class Checkpoints:
             if config.checkpoint.keep_every:
                 policies.append(ocp.checkpoint_managers.EveryNSteps(config.checkpoint.keep_every))
             policy = ocp.checkpoint_managers.AnyPreservationPolicy(policies)
+            self._remove_unfinished()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy, create=not self._read_only, read_only=self._read_only
         )
         self._manager = ocp.CheckpointManager(self._path, options=options)
+        self._saving: int | None = None
 
     def steps(self) -> list[int]:
         """Returns the steps that have a checkpoint, in ascending order."""
         return sorted(self._manager.all_steps())
 
     def save(self, state, config, fingerprint: str) -> None:
-        """Starts writing the state; returns as soon as its arrays may be overwritten."""
+        """Starts writing the state; returns as soon as its arrays may be overwritten.
+
+        Raises:
+          StorageError: this save cannot start, the one before has failed, or its checkpoint has been removed.
+        """
         step = int(state.step)
+        self.wait()
         if step in self._manager.all_steps():
             return
+        removed = self._saving is not None and distributed.is_first() and not (self._path / str(self._saving)).is_dir()
         parts = state.saved()
         meta = {
             "format_version": FORMAT_VERSION,
@@ -98,12 +80,22 @@ class Checkpoints:
             "checksums": checksums(parts),
         }
         items = {name: ocp.args.StandardSave({"tree": part}) for name, part in parts.items()}
-        self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items), force=True)
+        self._saving = step
+        with self._explained():
+            args = ocp.args.Composite(meta=ocp.args.JsonSave(sealed(meta)), **items)
+            self._manager.save(step, args=args, force=True)
+        if removed:
+            # What was computed is not lost, but whoever removed it did not want, or does not know of, this run.
+            self.wait()
+            raise StorageError(f"{self._path} was removed during the run; step {step} is saved there, the run ends")
 
     def meta(self, step: int) -> dict[str, Any]:
         """Returns the `meta` item of one checkpoint; raises DamagedError where it cannot be read."""
         with distributed.together(DamagedError), _as_damaged(step):
             meta = ocp.JsonCheckpointHandler().restore(self._path / str(step) / "meta")
+            check_sealed(meta)
+            if meta["step"] != step:
+                raise ValueError(f"it is of step {meta['step']}")
             if meta["format_version"] != FORMAT_VERSION:
                 raise UserError(f"checkpoint {step}: format {meta['format_version']}, not {FORMAT_VERSION}")
             return meta
@@ -178,13 +170,46 @@ class Checkpoints:
         distributed.meet()
         self._manager.reload()
 
+    def check(self) -> None:
+        """Raises StorageError if a save has failed or another run has the workdir; waits for nothing."""
+        self._still_ours()
+        if not self._manager.is_saving_in_progress():
+            self.wait()
+
     def wait(self) -> None:
-        """Returns when all saves are on disk; raises what went wrong in them."""
-        self._manager.wait_until_finished()
+        """Returns when all saves are on disk; raises StorageError if one failed."""
+        with self._explained():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for saves and frees the manager's threads."""
-        self._manager.close()
+        """Waits for saves and frees the manager's threads; raises StorageError if one failed."""
+        with self._explained():
+            self._manager.close()
+
+    def _remove_unfinished(self) -> None:
+        """Removes what killed or failed saves left, which nothing else does and which fills the disk."""
+        if distributed.is_first():
+            for left in self._path.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(left, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        # As with damage, what fails in writing comes as many types.
+        try:
+            yield
+        except (StorageError, MemoryError):
+            raise
+        except Exception as error:
+            told = re.search(r"(?:.*: )?(.+) \[os_error_code=", str(error))
+            # A full disk and a full device are one kind of error to TensorStore.
+            if told is None and "RESOURCE_EXHAUSTED" in str(error):
+                raise
+            reason = (told and told[1]) or getattr(error, "strerror", None) or _first_line(error)
+            whole = [int(p.name) for p in self._path.glob("*") if p.name.isdigit() and int(p.name) != self._saving]
+            kept = f"checkpoint {max(whole)} is kept" if whole else "there is no other"
+            raise StorageError(
+                f"{self._path}: checkpoint {self._saving} could not be saved ({reason}); {kept}"
+            ) from error
 
 
 class DamagedError(Exception):
@@ -196,10 +221,17 @@ def _as_damaged(step: int) -> Iterator[None]:
     # Orbax and TensorStore report damage by many exception types; all of them mean the same here.
     try:
         yield
-    except (UserError, MemoryError, PermissionError):
+    except (UserError, MemoryError):
         raise
+    except PermissionError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise
-        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        raise DamagedError(f"checkpoint {step} is damaged ({reason})") from error
+        raise DamagedError(f"checkpoint {step} is damaged ({_first_line(error)})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__

@@ -16,8 +16,8 @@ def answer(task: Callable[[], None], about: str) -> None:
     try:
         parse(sys.argv, about)
         keep_compiled_programs()
-        # Orbax and tfds log their own steps; what a user needs to know, the modes say.
-        logging.set_verbosity(logging.ERROR)
+        # Orbax and tfds log their own steps and their errors' tracebacks; what a user needs to know, the modes say.
+        logging.set_verbosity(logging.FATAL)
         task()
     except BaseException as error:
         told = explain(error)

@@ -27,6 +27,10 @@ class NonFiniteError(RuntimeError):
     """A loss that is not finite; the message names it and its step. Exit code 1."""
 
 
+class StorageError(RuntimeError):
+    """The workdir cannot be written any more, or another run has taken it; the message is one line. Exit code 1."""
+
+
 class CompilerError(RuntimeError):
     """The compiler failed, which no setting is known to mend; the message is one line. Exit code 1."""
 
@@ -37,7 +41,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         return str(error), 75
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 1
-    if isinstance(error, UserError | NonFiniteError | CompilerError):
+    if isinstance(error, UserError | NonFiniteError | StorageError | CompilerError):
         return f"error: {error}", 2 if isinstance(error, UserError) else 1
     return None
 

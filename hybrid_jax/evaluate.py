@@ -14,7 +14,7 @@ from hybrid_jax import distributed, evaluators, inference, report, sharding, sto
 from hybrid_jax.data import augment, sources
 from hybrid_jax.errors import UserError, explained_memory
 from hybrid_jax.evaluators.features import FeatureStore
-from hybrid_jax.files import write_whole
+from hybrid_jax.files import still_writable, writable, write_whole
 from hybrid_jax.metrics import headline, results_path
 from hybrid_jax.report_views import SampleViews
 
@@ -57,6 +57,9 @@ def evaluate_workdir(workdir: str | os.PathLike, step: str | None, eval_section,
       Headline values by metric name.
     """
     log = distributed.only_first(log)
+    # Before hours of work whose results could not be kept.
+    with distributed.together(UserError), writable(workdir):
+        pass
     mesh = sharding.all_devices() if distributed.several() else None
     with (
         stopping.StopRequests(mesh) as stops,
@@ -76,7 +79,8 @@ def _evaluate_workdir(workdir, step, eval_section, log, mesh, leave_if_asked) ->
         data = sources.load(config)
     data.check(model.fingerprint, config.data.path)
     evaluators.check(data.for_evaluation(config.eval.max_images), config)
-    with explained_memory(f"lower config.eval.batch_size={config.eval.batch_size}"):
+    advice = f"lower config.eval.batch_size={config.eval.batch_size}"
+    with explained_memory(advice), still_writable(workdir):
         return evaluate_and_report(model, data, config, workdir, log, leave_if_asked)
 
 

@@ -1,6 +1,7 @@
 """Where metrics go: `metrics.jsonl`, TensorBoard if it is installed, the progress line, and `eval/<step>.json`."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -45,6 +46,9 @@ class MetricsWriter:
         row = {"step": step} | {key: metrics.get(key) for key in KEYS} | dict(metrics)
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         if self._file is not None:
+            if os.fstat(self._file.fileno()).st_nlink == 0:
+                # Written on, it would be lost without a word.
+                raise FileNotFoundError(errno.ENOENT, "metrics.jsonl was removed", self._file.name)
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
         self.scalars(step, metrics)

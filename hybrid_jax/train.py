@@ -4,18 +4,18 @@ import contextlib
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from hybrid_jax import checkpoint, distributed, evaluators, inference, sharding, stopping, train_state, train_step
+from hybrid_jax import checkpoint, distributed, evaluators, inference, lock, sharding, stopping, train_state, train_step
 from hybrid_jax import config as config_lib
 from hybrid_jax import metrics as metrics_lib
 from hybrid_jax.data import pipeline, sources
 from hybrid_jax.errors import NonFiniteError, Preempted, UserError, explained_memory, reject
 from hybrid_jax.evaluate import evaluate_and_report
-from hybrid_jax.files import write_whole
+from hybrid_jax.files import still_writable, writable, write_whole
 from hybrid_jax.metrics import read_headline, results_path
 from hybrid_jax.models import tokens
 
@@ -43,24 +43,26 @@ def train_and_evaluate(config, workdir: str | os.PathLike, log: Log = print) -> 
     config_lib.validate(config)
     workdir, log = pathlib.Path(workdir), distributed.only_first(log)
     mesh = sharding.make_mesh(config)
-    with distributed.together(UserError), distributed.first_goes_first():
-        data = sources.load(config)
-        pipeline.steps_per_epoch(len(data.train.images), config.train.batch_size)
-        evaluators.check(data.for_evaluation(config.eval.max_images), config)
-        _create(workdir)
-    distributed.check_same(config=config_lib.to_json(config), fingerprint=data.fingerprint)
     advice = (
         f"lower config.train.batch_size={config.train.batch_size} or config.model.width={config.model.width}, raise "
         f"config.train.microbatches={config.train.microbatches}, or set config.model.remat=True"
     )
     with contextlib.ExitStack() as stack:
+        with distributed.together(UserError), distributed.first_goes_first():
+            data = sources.load(config)
+            pipeline.steps_per_epoch(len(data.train.images), config.train.batch_size)
+            evaluators.check(data.for_evaluation(config.eval.max_images), config)
+            _create(workdir)
+            still_ours = stack.enter_context(lock.held(workdir, log))
+        distributed.check_same(config=config_lib.to_json(config), fingerprint=data.fingerprint)
         stack.enter_context(explained_memory(advice))
         stops = stack.enter_context(stopping.StopRequests(mesh))
-        checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(workdir, config)))
+        checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(workdir, config, still_ours)))
         state, start = _restore_or_init(config, checkpoints, data, mesh, log)
-        with _writable(workdir):
+        with writable(workdir):
             write_whole(workdir / "config.json", config_lib.to_json(config))
         _log_setup(config, data, mesh, state, start, log)
+        stack.enter_context(still_writable(workdir))
         writer = stack.enter_context(contextlib.closing(metrics_lib.MetricsWriter(workdir, start)))
         return _run(config, workdir, data, mesh, state, start, checkpoints, writer, stops, log)
 
@@ -102,6 +104,7 @@ def _run(config, workdir, data, mesh, state, start, checkpoints, writer, stops, 
         evaluates = config.eval.every_steps > 0 and done % config.eval.every_steps == 0
         saves = leaves or evaluates or done == total or done % config.checkpoint.every_steps == 0
         if logs or saves:
+            checkpoints.check()
             values = _checked(pending, config.train.skip_nonfinite)
             pending = {}
         if logs:
@@ -126,16 +129,8 @@ def _last_metrics(workdir: pathlib.Path) -> dict[str, float]:
 
 
 def _create(workdir: pathlib.Path) -> None:
-    with _writable(workdir):
+    with writable(workdir):
         (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
-
-
-@contextlib.contextmanager
-def _writable(workdir: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
 
 
 def _restore_or_init(config, checkpoints: checkpoint.Checkpoints, data, mesh, log: Log):
