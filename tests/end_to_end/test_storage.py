@@ -168,5 +168,6 @@ def test_the_command_says_so_in_one_line(disk, what, code, words):
     first.kill()
     first.wait()
     assert process.returncode == code, errors
-    (line,) = errors.splitlines()
+    assert len(errors.splitlines()) == 1, errors
+    line = errors.strip()
     assert line.startswith("error: ") and all(word in line for word in words)
