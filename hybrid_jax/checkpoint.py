@@ -230,16 +230,16 @@ def _as_damaged(step: int) -> Iterator[None]:
 
 def _silence_writes_after_the_first_that_fails() -> None:
     """Keeps TensorStore from printing a traceback for each: their event loop has ended with the first one."""
-    before = sys.excepthook
+    before = sys.unraisablehook
     if getattr(before, "silences", False):
         return
 
-    def hook(kind, error, trace):
-        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-            before(kind, error, trace)
+    def hook(args):
+        if not (args.exc_type is RuntimeError and str(args.exc_value) == "Event loop is closed"):
+            before(args)
 
     setattr(hook, "silences", True)  # noqa: B010 - a function has no such field to the type checker
-    sys.excepthook = hook
+    sys.unraisablehook = hook
 
 
 def _first_line(error: BaseException) -> str:
