@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -48,6 +49,7 @@ class Checkpoints:
                 policies.append(ocp.checkpoint_managers.EveryNSteps(config.checkpoint.keep_every))
             policy = ocp.checkpoint_managers.AnyPreservationPolicy(policies)
             self._remove_unfinished()
+            _silence_writes_after_the_first_that_fails()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy, create=not self._read_only, read_only=self._read_only
         )
@@ -229,6 +231,20 @@ def _as_damaged(step: int) -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise
         raise DamagedError(f"checkpoint {step} is damaged ({_first_line(error)})") from error
+
+
+def _silence_writes_after_the_first_that_fails() -> None:
+    """Keeps TensorStore from printing a traceback for each: their event loop has ended with the first one."""
+    before = sys.unraisablehook
+    if getattr(before, "silences", False):
+        return
+
+    def hook(args):
+        if not (args.exc_type is RuntimeError and str(args.exc_value) == "Event loop is closed"):
+            before(args)
+
+    setattr(hook, "silences", True)  # noqa: B010 - a function has no such field to the type checker
+    sys.unraisablehook = hook
 
 
 def _first_line(error: BaseException) -> str:

@@ -58,7 +58,7 @@ def train_and_evaluate(config, workdir: str | os.PathLike, log: Log = print) -> 
         stack.enter_context(explained_memory(advice))
         stops = stack.enter_context(stopping.StopRequests(mesh))
         checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(workdir, config, still_ours)))
-        state, start = _restore_or_init(config, checkpoints, data, mesh, log)
+        state, start = _restore_or_init(config, workdir, checkpoints, data, mesh, log)
         with writable(workdir):
             write_whole(workdir / "config.json", config_lib.to_json(config))
         _log_setup(config, data, mesh, state, start, log)
@@ -133,7 +133,7 @@ def _create(workdir: pathlib.Path) -> None:
         (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
 
 
-def _restore_or_init(config, checkpoints: checkpoint.Checkpoints, data, mesh, log: Log):
+def _restore_or_init(config, workdir, checkpoints: checkpoint.Checkpoints, data, mesh, log: Log):
     """Returns (state, steps done): the newest good checkpoint's, else fresh ones."""
 
     def accept(meta: dict) -> None:
@@ -149,6 +149,8 @@ def _restore_or_init(config, checkpoints: checkpoint.Checkpoints, data, mesh, lo
         state, meta = restored
         log(f"resuming from checkpoint {meta['step']}")
         return state, meta["step"]
+    if rows := metrics_lib.read(workdir):
+        log(f"no checkpoint, though metrics.jsonl goes to step {rows[-1]['step']}: starting again from step 0")
     return train_state.init_state(config, mesh, _fit_palette(config, data, log)), 0
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -118,6 +119,14 @@ def test_metrics_that_vanish_during_a_run_end_it(config, tmp_path):
     continues(config, tmp_path, 4)
 
 
+def test_a_run_whose_checkpoints_are_gone_does_not_start_afresh_in_silence(config, tmp_path):
+    train.train_and_evaluate(config, tmp_path, lambda line: None)
+    shutil.rmtree(tmp_path / "checkpoints")
+    lines: list[str] = []
+    train.train_and_evaluate(config, tmp_path, lines.append)
+    assert "no checkpoint, though metrics.jsonl goes to step 10: starting again from step 0" in lines
+
+
 def test_a_second_run_in_the_workdir_is_refused_and_the_first_goes_on(config, tmp_path):
     def second():
         with pytest.raises(UserError, match=rf"process {os.getpid()} on host .* trains here"):
@@ -159,5 +168,6 @@ def test_the_command_says_so_in_one_line(disk, what, code, words):
     first.kill()
     first.wait()
     assert process.returncode == code, errors
-    (line,) = errors.splitlines()
+    assert len(errors.splitlines()) == 1, errors
+    line = errors.strip()
     assert line.startswith("error: ") and all(word in line for word in words)
