@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from hybrid_jax import distributed, sharding
+from hybrid_jax import distributed, retention, sharding
 from hybrid_jax.errors import UserError
 
 FORMAT_VERSION = 1
@@ -64,12 +64,13 @@ class Checkpoints:
     def __init__(self, workdir: str | os.PathLike, config=None):
         """Opens the workdir's checkpoints: for training with its `config`, read-only without."""
         self._read_only = config is None
-        self._path = directory(workdir)
+        self._workdir, self._path = workdir, directory(workdir)
+        self._best = _Chosen()
         if self._read_only and not self._path.is_dir():
             raise UserError(f"--workdir={workdir}: holds no checkpoints; train first, with --mode=train")
         policy = None
         if config is not None:
-            policies = [ocp.checkpoint_managers.LatestN(config.checkpoint.keep_last)]
+            policies: list[Any] = [ocp.checkpoint_managers.LatestN(config.checkpoint.keep_last), self._best]
             if config.checkpoint.keep_every:
                 policies.append(ocp.checkpoint_managers.EveryNSteps(config.checkpoint.keep_every))
             policy = ocp.checkpoint_managers.AnyPreservationPolicy(policies)
@@ -87,6 +88,10 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        metric = config.checkpoint.best_metric
+        # Whoever reads the results' files first: all processes must delete the same checkpoints.
+        best = retention.best_step(self._workdir, metric, self.steps()) if metric else None
+        self._best.step = distributed.from_first(best)
         parts = state.saved()
         meta = {
             "format_version": FORMAT_VERSION,
@@ -185,6 +190,17 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for saves and frees the manager's threads."""
         self._manager.close()
+
+
+class _Chosen:
+    """A preservation policy that keeps one checkpoint, the best so far where there is one."""
+
+    def __init__(self) -> None:
+        self.step: int | None = None
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """Returns which of the checkpoints to keep."""
+        return [checkpoint.step == self.step for checkpoint in checkpoints]
 
 
 class DamagedError(Exception):

@@ -65,6 +65,14 @@ _POSITIVE: dict[str, Any] = {
 _STRENGTH = "; empty = the recipe's own"
 _RECIPES = ("none", "crop_flip", "grey_small", "simclr", "simclr_cifar", "moco_v2", "moco_v3")
 EVALUATORS = ("linear_probe", "few_label", "knn", "likelihood")
+# Metric: the evaluator that measures it, and whether higher is better.
+BEST_METRICS = {
+    "linear_probe_accuracy": ("linear_probe", True),
+    "few_label_accuracy": ("few_label", True),
+    "knn_accuracy": ("knn", True),
+    "bits_per_dim": ("likelihood", False),
+    "nats_per_token": ("likelihood", False),
+}
 
 FIELDS: dict[str, Field] = {
     "seed": Field(
@@ -180,6 +188,13 @@ FIELDS: dict[str, Field] = {
     "checkpoint.every_steps": Field(500, "steps", "time between checkpoints; the last step has one", **_at_least(1)),
     "checkpoint.keep_last": Field(2, "checkpoints", "how many of the newest are kept", **_at_least(2)),
     "checkpoint.keep_every": Field(0, "steps", "also keep each multiple of this; 0 = none", **_at_least(0)),
+    "checkpoint.best_metric": Field(
+        "",
+        "",
+        "also keep the best checkpoint by this metric of the validation split; empty = none",
+        allowed=f"must be empty or one of {', '.join(BEST_METRICS)}",
+        check=lambda v: v == "" or v in BEST_METRICS,
+    ),
     "log.every_steps": Field(50, "steps", "time between progress lines", **_at_least(1)),
     "log.gradients": Field(True, "", "at each progress line, compare the two losses' gradients on the encoder"),
     "eval.every_steps": Field(

@@ -71,9 +71,11 @@ def evaluate_workdir(workdir: str | os.PathLike, step: str | None, eval_section,
 
 
 def summary_line(row: dict) -> str:
-    """Returns one result as a line: metric, variant, value, floor."""
+    """Returns one result as a line: metric, variant, split if it is validation, value, floor."""
     floors = ", ".join(f"{name} {value:.4f}" for name, value in (row.get("floor") or {}).items())
-    variant = f" ({row['variant']})" if row.get("variant") else ""
+    validation = "validation" if row.get("split") == "validation" else ""
+    told = ", ".join(filter(None, [row.get("variant"), validation]))
+    variant = f" ({told})" if told else ""
     return f"  {row['metric']}{variant} = {row['value']:.4f}" + (f"   floor: {floors}" if floors else "")
 
 

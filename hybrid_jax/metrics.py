@@ -118,8 +118,8 @@ def results_path(workdir: str | os.PathLike, step: int) -> pathlib.Path:
 
 
 def headline(results: list[dict]) -> dict[str, float]:
-    """Returns {metric: value of its first result}."""
-    return {row["metric"]: row["value"] for row in reversed(results)}
+    """Returns {metric: value of its first result on another split than validation, which is for choosing}."""
+    return {row["metric"]: row["value"] for row in reversed(results) if row.get("split") != "validation"}
 
 
 def read_headline(workdir: str | os.PathLike, step: int) -> dict[str, float]:

@@ -41,6 +41,8 @@ def write_report(
     """
     features = features or FeatureStore(model, data)
     metrics = metrics_lib.read(workdir)
+    # Those of the validation split are there to choose by.
+    results = [row for row in results if row.get("split") != "validation"]
     sweeps = [row for row in results if row.get("layer_validation_accuracy")]
     title = html.escape(f"hybrid_jax: {data.name}, step {model.step:,}")
     body = [

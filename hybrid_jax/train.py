@@ -9,7 +9,17 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from hybrid_jax import checkpoint, distributed, evaluators, inference, sharding, stopping, train_state, train_step
+from hybrid_jax import (
+    checkpoint,
+    distributed,
+    evaluators,
+    inference,
+    retention,
+    sharding,
+    stopping,
+    train_state,
+    train_step,
+)
 from hybrid_jax import config as config_lib
 from hybrid_jax import metrics as metrics_lib
 from hybrid_jax.data import pipeline, sources
@@ -41,12 +51,15 @@ def train_and_evaluate(config, workdir: str | os.PathLike, log: Log = print) -> 
       NonFiniteError: a loss became infinite or NaN.
     """
     config_lib.validate(config)
+    retention.check(config)
     workdir, log = pathlib.Path(workdir), distributed.only_first(log)
     mesh = sharding.make_mesh(config)
     with distributed.together(UserError), distributed.first_goes_first():
         data = sources.load(config)
         pipeline.steps_per_epoch(len(data.train.images), config.train.batch_size)
-        evaluators.check(data.for_evaluation(config.eval.max_images), config)
+        seen = data.for_evaluation(config.eval.max_images)
+        evaluators.check(seen, config)
+        retention.check_data(config, seen)
         _create(workdir)
     distributed.check_same(config=config_lib.to_json(config), fingerprint=data.fingerprint)
     advice = (
