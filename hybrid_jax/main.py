@@ -15,6 +15,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a fil
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.")
 _MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
 _STEP = flags.DEFINE_string("step", "latest", "Which checkpoint eval and embed take: latest, best, or its step.")
+_FORK_FROM = flags.DEFINE_string("fork_from", None, "DIR[@step]: a new run begins with that run's parameters.")
 _INPUT = flags.DEFINE_string("input", None, "What to embed: a folder of images, an image, or an .npy of uint8 images.")
 _OUTPUT = flags.DEFINE_string("output", None, "The .npz that embed writes; by default embed.npz in the workdir.")
 _LAYER = flags.DEFINE_string("layer", None, "Whose features to embed with; by default the encoder's output.")
@@ -66,7 +67,7 @@ def _compile(workdir: str) -> None:
 def _train(workdir: str) -> None:
     from hybrid_jax.train import train_and_evaluate
 
-    train_and_evaluate(_CONFIG.value, workdir, _say)
+    train_and_evaluate(_CONFIG.value, workdir, _say, _FORK_FROM.value)
 
 
 def _evaluate(workdir: str) -> None:

@@ -12,18 +12,26 @@ from hybrid_jax.config import BEST_METRICS
 from hybrid_jax.errors import UserError
 
 
-def choose_steps(workdir: str | os.PathLike, step: int | str | None, checkpoints: Checkpoints) -> list[int]:
+def choose_steps(
+    workdir: str | os.PathLike, step: int | str | None, checkpoints: Checkpoints, told: str = ""
+) -> list[int]:
     """Returns the steps that `step` stands for, of which the first undamaged is meant.
+
+    Args:
+      workdir: of the run.
+      step: None or `latest`, `best`, or a step.
+      checkpoints: of that workdir.
+      told: the flag and value that an error names; by default those of --workdir and --step.
 
     Raises:
       UserError: no checkpoint, or none that `step` could mean.
     """
     steps = checkpoints.steps()
     if not steps:
-        raise UserError(f"--workdir={workdir}: holds no checkpoint; train first, with --mode=train")
+        raise UserError(f"{told or f'--workdir={workdir}'}: holds no checkpoint; train first, with --mode=train")
     with distributed.together(UserError):
         metric = _best_metric(workdir, checkpoints) if step == "best" else ""
-        chosen = choose(workdir, step, steps, metric)
+        chosen = choose(workdir, step, steps, metric, told or f"--step={step}")
     # The results' files may reach one process later than another.
     return distributed.from_first(chosen)
 
@@ -41,14 +49,15 @@ def _best_metric(workdir: str | os.PathLike, checkpoints: Checkpoints) -> str:
     return ""
 
 
-def choose(workdir: str | os.PathLike, step: int | str | None, steps: list[int], metric: str) -> list[int]:
-    """Returns the steps that a `--step` stands for, the first undamaged of which is meant.
+def choose(workdir: str | os.PathLike, step: int | str | None, steps: list[int], metric: str, told: str) -> list[int]:
+    """Returns the steps that a step's name stands for, the newest first.
 
     Args:
       workdir: of the run.
       step: None or `latest` (the newest, then those before it), `best`, or a step.
       steps: that have a checkpoint.
       metric: what `best` goes by; empty where the run has none.
+      told: the flag and value that an error names.
 
     Raises:
       UserError: no such step; `best` without a metric or without an evaluation.
@@ -59,12 +68,12 @@ def choose(workdir: str | os.PathLike, step: int | str | None, steps: list[int],
     if step == "best":
         if metric not in BEST_METRICS:
             how = "train with --config.checkpoint.best_metric=... and --config.eval.every_steps above 0"
-            raise UserError(f"--step=best: this run chose no checkpoint.best_metric; {how}, or take one of {listed}")
+            raise UserError(f"{told}: this run chose no checkpoint.best_metric; {how}, or take one of {listed}")
         best = retention.best_step(workdir, metric, steps)
         if best is None:
             how = "train on to the next evaluation, or --mode=eval --step=N"
-            raise UserError(f"--step=best: no checkpoint has a validation {metric} yet; {how}; there are {listed}")
+            raise UserError(f"{told}: no checkpoint has a validation {metric} yet; {how}; there are {listed}")
         return [best]
     if str(step) not in map(str, steps):
-        raise UserError(f"--step={step}: must be latest, best or one of {listed}")
+        raise UserError(f"{told}: must be latest, best or one of {listed}")
     return [int(step)]

@@ -13,6 +13,7 @@ from hybrid_jax import (
     checkpoint,
     distributed,
     evaluators,
+    fork,
     inference,
     retention,
     sharding,
@@ -32,7 +33,9 @@ from hybrid_jax.models import tokens
 Log = Callable[[str], None]
 
 
-def train_and_evaluate(config, workdir: str | os.PathLike, log: Log = print) -> dict[str, float]:
+def train_and_evaluate(
+    config, workdir: str | os.PathLike, log: Log = print, fork_from: str | None = None
+) -> dict[str, float]:
     """Trains, or resumes, until `total_steps`; evaluates on schedule and at the end.
 
     Writes `config.json`, `metrics.jsonl`, `checkpoints/<step>/`, `eval/<step>.json` and `report.html`.
@@ -41,6 +44,7 @@ def train_and_evaluate(config, workdir: str | os.PathLike, log: Log = print) -> 
       config: a config from `get_config()` with overrides.
       workdir: folder of this run; created if missing, resumed if it has a checkpoint.
       log: takes progress lines.
+      fork_from: `DIR[@step]`, whose parameters a new run begins with; ignored where `workdir` has a checkpoint.
 
     Returns:
       The last step's metrics, and the last evaluation's headline values by metric name.
@@ -61,7 +65,7 @@ def train_and_evaluate(config, workdir: str | os.PathLike, log: Log = print) -> 
         evaluators.check(seen, config)
         retention.check_data(config, seen)
         _create(workdir)
-    distributed.check_same(config=config_lib.to_json(config), fingerprint=data.fingerprint)
+    distributed.check_same(config=config_lib.to_json(config), fingerprint=data.fingerprint, fork_from=str(fork_from))
     advice = (
         f"lower config.train.batch_size={config.train.batch_size} or config.model.width={config.model.width}, raise "
         f"config.train.microbatches={config.train.microbatches}, or set config.model.remat=True"
@@ -71,7 +75,7 @@ def train_and_evaluate(config, workdir: str | os.PathLike, log: Log = print) -> 
         stop_requested = stack.enter_context(stopping.stop_requests())
         agreement = stopping.Agreement(mesh)
         checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(workdir, config)))
-        state, start = _restore_or_init(config, checkpoints, data, mesh, log)
+        state, start = _restore_or_init(config, workdir, checkpoints, data, mesh, fork_from, log)
         with _writable(workdir):
             write_whole(workdir / "config.json", config_lib.to_json(config))
         _log_setup(config, data, mesh, state, start, log)
@@ -151,8 +155,8 @@ def _writable(workdir: pathlib.Path) -> Iterator[None]:
         raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
 
 
-def _restore_or_init(config, checkpoints: checkpoint.Checkpoints, data, mesh, log: Log):
-    """Returns (state, steps done): the newest good checkpoint's, else fresh ones."""
+def _restore_or_init(config, workdir, checkpoints: checkpoint.Checkpoints, data, mesh, fork_from, log: Log):
+    """Returns (state, steps done): the newest good checkpoint's, else a fork's, else fresh ones."""
 
     def accept(meta: dict) -> None:
         wrong = config_lib.contradictions(config_lib.from_dict(meta["config"]), config)
@@ -166,8 +170,14 @@ def _restore_or_init(config, checkpoints: checkpoint.Checkpoints, data, mesh, lo
     if restored is not None:
         state, meta = restored
         log(f"resuming from checkpoint {meta['step']}")
+        if fork_from:
+            log(fork.ignored(workdir, fork_from))
         return state, meta["step"]
-    return train_state.init_state(config, mesh, _fit_palette(config, data, log)), 0
+    palette = lambda: _fit_palette(config, data, log)
+    if fork_from:
+        return fork.forked_state(config, workdir, fork_from, mesh, palette, log), 0
+    fork.forget(workdir, log)
+    return train_state.init_state(config, mesh, palette()), 0
 
 
 def _fit_palette(config, data, log: Log) -> tokens.Palette | None:

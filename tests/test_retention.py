@@ -74,7 +74,7 @@ def test_a_step_that_is_not_there_gets_a_line_that_says_what_to_do(tmp_path):
         ("../5", "", "must be latest, best or one of"),
     ):
         with pytest.raises(UserError, match=words):
-            step_choice.choose(tmp_path, asked, [5, 10], metric)
+            step_choice.choose(tmp_path, asked, [5, 10], metric, f"--step={asked}")
 
 
 @pytest.mark.parametrize(("settings", "words"), [
