@@ -14,11 +14,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from hybrid_jax import distributed, retention, sharding
+from hybrid_jax import distributed, retention, sharding, trust
 from hybrid_jax.errors import UserError
 
 FORMAT_VERSION = 1
@@ -108,10 +109,26 @@ class Checkpoints:
     def meta(self, step: int) -> dict[str, Any]:
         """Returns the `meta` item of one checkpoint; raises DamagedError where it cannot be read."""
         with distributed.together(DamagedError), _as_damaged(step):
+            if trust.size_on_disk(self._path / str(step) / "meta") > trust.LARGEST_META:
+                raise ValueError("meta is too large")
             meta = ocp.JsonCheckpointHandler().restore(self._path / str(step) / "meta")
             if meta["format_version"] != FORMAT_VERSION:
                 raise UserError(f"checkpoint {step}: format {meta['format_version']}, not {FORMAT_VERSION}")
             return meta
+
+    def config(self, step: int) -> ml_collections.ConfigDict:
+        """Returns the config of one checkpoint, a model of which its files can hold.
+
+        Raises:
+          DamagedError: it cannot be read, or is none.
+          UserError: a field that does not exist, or a value that is not allowed.
+        """
+        meta = self.meta(step)
+        with distributed.together(DamagedError, UserError), _as_damaged(step):
+            try:
+                return trust.config_of(meta["config"], trust.size_on_disk(self._path / str(step)))
+            except UserError as error:
+                raise UserError(f"checkpoint {step}: {error}") from error
 
     def restore(self, step: int, targets: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Restores parts of one checkpoint and verifies every array of them.
@@ -128,6 +145,8 @@ class Checkpoints:
         """
         meta = self.meta(step)
         with distributed.together(DamagedError), _as_damaged(step):
+            wanted = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(targets))
+            trust.check_bytes(wanted, trust.size_on_disk(self._path / str(step)))
             parts = {name: self._read(step, name, target) for name, target in targets.items()}
         with _as_damaged(step):
             for path, value in checksums(parts).items():

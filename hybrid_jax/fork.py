@@ -13,7 +13,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from hybrid_jax import checkpoint, distributed, train_state
-from hybrid_jax import config as config_lib
 from hybrid_jax.checkpoint import Checkpoints, DamagedError
 from hybrid_jax.errors import UserError
 from hybrid_jax.files import write_whole
@@ -104,7 +103,7 @@ def _origin(workdir: pathlib.Path) -> dict[str, Any]:
     try:
         found = json.loads(origin_path(workdir).read_text(encoding="utf-8"))
         return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
 
 
@@ -120,7 +119,7 @@ def _read(workdir: pathlib.Path, fork_from: str, mesh: Mesh, log: Log) -> tuple[
         steps = distributed.from_first([before["step"]] if again else None)
         for step in steps or choose_steps(directory, asked, checkpoints, told):
             try:
-                source = config_lib.from_dict(checkpoints.meta(step)["config"])
+                source = checkpoints.config(step)
                 part = "ema_params" if source.train.ema_decay > 0 else "params"
                 targets = train_state.abstract_state(source, mesh).saved()
                 wanted = {name: targets[name] for name in (part, "palette") if name in targets}

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from hybrid_jax import config as config_lib
 from hybrid_jax import sharding
 from hybrid_jax.checkpoint import Checkpoints, DamagedError
 from hybrid_jax.data.inputs import Images, Inputs, open_inputs
@@ -243,7 +242,7 @@ def load(
 
 
 def _load_step(checkpoints: Checkpoints, step: int, mesh: Mesh | None) -> Model:
-    config = config_lib.from_dict(checkpoints.meta(step)["config"])
+    config = checkpoints.config(step)
     spec = tokens.TokenSpec.from_config(config)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if mesh is None else sharding.replicated(mesh)
     module, abstract = hybrid.build_model(config), tokens.abstract_palette(spec)

@@ -68,5 +68,5 @@ def _value(workdir: str | os.PathLike, metric: str, step: int) -> float | None:
         rows = json.loads(results_path(workdir, step).read_text(encoding="utf-8"))
         found = [r["value"] for r in rows if (r["metric"], r["split"]) == (metric, "validation")]
         return float(found[0]) if found and math.isfinite(found[0]) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

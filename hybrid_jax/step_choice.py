@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 
-from hybrid_jax import config as config_lib
 from hybrid_jax import distributed, retention
 from hybrid_jax.checkpoint import Checkpoints, DamagedError
 from hybrid_jax.config import BEST_METRICS
@@ -41,11 +40,11 @@ def _best_metric(workdir: str | os.PathLike, checkpoints: Checkpoints) -> str:
     try:
         nested = json.loads((pathlib.Path(workdir) / "config.json").read_text(encoding="utf-8"))
         return str(nested["checkpoint"]["best_metric"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     for step in reversed(checkpoints.steps()):
         with contextlib.suppress(DamagedError):
-            return config_lib.from_dict(checkpoints.meta(step)["config"]).checkpoint.best_metric
+            return checkpoints.config(step).checkpoint.best_metric
     return ""
 
 

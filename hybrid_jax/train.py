@@ -159,7 +159,7 @@ def _restore_or_init(config, workdir, checkpoints: checkpoint.Checkpoints, data,
     """Returns (state, steps done): the newest good checkpoint's, else a fork's, else fresh ones."""
 
     def accept(meta: dict) -> None:
-        wrong = config_lib.contradictions(config_lib.from_dict(meta["config"]), config)
+        wrong = config_lib.contradictions(checkpoints.config(meta["step"]), config)
         if wrong:
             raise UserError("; ".join(wrong) + "; choose another --workdir")
         data.check(meta["fingerprint"], config.data.path)
