@@ -201,6 +201,7 @@ FIELDS: dict[str, Field] = {
     ),
     "log.every_steps": Field(50, "steps", "time between progress lines", **_at_least(1)),
     "log.gradients": Field(True, "", "at each progress line, compare the two losses' gradients on the encoder"),
+    "log.wandb_project": Field("", "", "project of Weights & Biases to log to; empty = none"),
     "eval.every_steps": Field(
         0, "steps", "time between evaluations; 0 = after the last step only, -1 = never", **_at_least(-1)
     ),

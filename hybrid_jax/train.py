@@ -20,6 +20,7 @@ from hybrid_jax import (
     stopping,
     train_state,
     train_step,
+    writers,
 )
 from hybrid_jax import config as config_lib
 from hybrid_jax import metrics as metrics_lib
@@ -64,6 +65,7 @@ def train_and_evaluate(
         seen = data.for_evaluation(config.eval.max_images)
         evaluators.check(seen, config)
         retention.check_data(config, seen)
+        writers.check(config)
         _create(workdir)
     distributed.check_same(config=config_lib.to_json(config), fingerprint=data.fingerprint, fork_from=str(fork_from))
     advice = (
@@ -79,7 +81,8 @@ def train_and_evaluate(
         with _writable(workdir):
             write_whole(workdir / "config.json", config_lib.to_json(config))
         _log_setup(config, data, mesh, state, start, log)
-        writer = stack.enter_context(contextlib.closing(metrics_lib.MetricsWriter(workdir, start)))
+        opened = writers.MetricsWriter(workdir, start, config, lambda: data.train.images[:8])
+        writer = stack.enter_context(contextlib.closing(opened))
         ask_to_stop = lambda: agreement.ask(stop_requested())
         return _run(config, workdir, data, mesh, state, start, checkpoints, writer, ask_to_stop, log)
 
@@ -106,6 +109,8 @@ def _run(config, workdir, data, mesh, state, start, checkpoints, writer, ask_to_
         due = config.eval.every_steps > 0 and step > 0 and step % config.eval.every_steps == 0
         if due and not distributed.from_first(results_path(workdir, step).exists()):
             evaluate(state)
+        elif due and step > start and distributed.is_first():
+            writer.scalars(step, read_headline(workdir, step))
         images = sharding.global_batch(next(batches), mesh, batch)
         done = step + 1
         logs = done in (1, total) or done % config.log.every_steps == 0
