@@ -46,6 +46,7 @@ setup(
         "oracle": [*TEST, "torch==2.13.0", "transformers>=4.57", "pytorch-metric-learning>=2.9"],
         "dev": [*TEST, "mypy>=1.18", "ruff>=0.14"],
         "tensorboard": ["tensorboardX>=2.6.2"],
+        "wandb": ["wandb>=0.19"],
         "tensorflow": ["tensorflow-cpu>=2.20"],
         "tpu": ["jax[tpu]>=0.10.0"],
         "cuda": ["jax[cuda13]>=0.10.0"],

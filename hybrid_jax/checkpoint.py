@@ -14,10 +14,12 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
+import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
-from hybrid_jax import distributed, sharding
+from hybrid_jax import distributed, retention, sharding, trust
 from hybrid_jax.checksums import check_sealed, checksums, sealed
 from hybrid_jax.errors import StorageError, UserError
 
@@ -39,12 +41,13 @@ class Checkpoints:
         """
         self._still_ours = still_ours
         self._read_only = config is None
-        self._path = directory(workdir)
+        self._workdir, self._path = workdir, directory(workdir)
+        self._best = _Chosen()
         if self._read_only and not self._path.is_dir():
             raise UserError(f"--workdir={workdir}: holds no checkpoints; train first, with --mode=train")
         policy = None
         if config is not None:
-            policies = [ocp.checkpoint_managers.LatestN(config.checkpoint.keep_last)]
+            policies: list[Any] = [ocp.checkpoint_managers.LatestN(config.checkpoint.keep_last), self._best]
             if config.checkpoint.keep_every:
                 policies.append(ocp.checkpoint_managers.EveryNSteps(config.checkpoint.keep_every))
             policy = ocp.checkpoint_managers.AnyPreservationPolicy(policies)
@@ -71,6 +74,10 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         removed = self._saving is not None and distributed.is_first() and not (self._path / str(self._saving)).is_dir()
+        metric = config.checkpoint.best_metric
+        # Whoever reads the results' files first: all processes must delete the same checkpoints.
+        best = retention.best_step(self._workdir, metric, self.steps()) if metric else None
+        self._best.step = distributed.from_first(best)
         parts = state.saved()
         meta = {
             "format_version": FORMAT_VERSION,
@@ -94,6 +101,8 @@ class Checkpoints:
     def meta(self, step: int) -> dict[str, Any]:
         """Returns the `meta` item of one checkpoint; raises DamagedError where it cannot be read."""
         with distributed.together(DamagedError), _as_damaged(step):
+            if trust.size_on_disk(self._path / str(step) / "meta") > trust.LARGEST_META:
+                raise ValueError("meta is too large")
             meta = ocp.JsonCheckpointHandler().restore(self._path / str(step) / "meta")
             check_sealed(meta)
             if meta["step"] != step:
@@ -101,6 +110,20 @@ class Checkpoints:
             if meta["format_version"] != FORMAT_VERSION:
                 raise UserError(f"checkpoint {step}: format {meta['format_version']}, not {FORMAT_VERSION}")
             return meta
+
+    def config(self, step: int) -> ml_collections.ConfigDict:
+        """Returns the config of one checkpoint, a model of which its files can hold.
+
+        Raises:
+          DamagedError: it cannot be read, or is none.
+          UserError: a field that does not exist, or a value that is not allowed.
+        """
+        meta = self.meta(step)
+        with distributed.together(DamagedError, UserError), _as_damaged(step):
+            try:
+                return trust.config_of(meta["config"], trust.size_on_disk(self._path / str(step)))
+            except UserError as error:
+                raise UserError(f"checkpoint {step}: {error}") from error
 
     def restore(self, step: int, targets: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Restores parts of one checkpoint and verifies every array of them.
@@ -117,6 +140,8 @@ class Checkpoints:
         """
         meta = self.meta(step)
         with distributed.together(DamagedError), _as_damaged(step):
+            wanted = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(targets))
+            trust.check_bytes(wanted, trust.size_on_disk(self._path / str(step)))
             parts = {name: self._read(step, name, target) for name, target in targets.items()}
         with _as_damaged(step):
             for path, value in checksums(parts).items():
@@ -212,6 +237,17 @@ class Checkpoints:
             raise StorageError(
                 f"{self._path}: checkpoint {self._saving} could not be saved ({reason}); {kept}"
             ) from error
+
+
+class _Chosen:
+    """A preservation policy that keeps one checkpoint, the best so far where there is one."""
+
+    def __init__(self) -> None:
+        self.step: int | None = None
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """Returns which of the checkpoints to keep."""
+        return [checkpoint.step == self.step for checkpoint in checkpoints]
 
 
 class DamagedError(Exception):

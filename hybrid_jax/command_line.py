@@ -9,6 +9,7 @@ from absl import flags, logging
 from hybrid_jax import config as config_lib
 from hybrid_jax.caches import keep_compiled_programs
 from hybrid_jax.errors import UserError, explain
+from hybrid_jax.text import printable
 
 
 def answer(task: Callable[[], None], about: str) -> None:
@@ -23,8 +24,13 @@ def answer(task: Callable[[], None], about: str) -> None:
         told = explain(error)
         if told is None:
             raise
-        print(told[0], file=sys.stderr)
+        print(printable(told[0]), file=sys.stderr)
         sys.exit(told[1])
+
+
+def say(line: str) -> None:
+    """Prints what may have several lines and hold names of unknown origin."""
+    print(printable(line, keep="\n"), flush=True)
 
 
 def parse(argv: list[str], about: str) -> None:

@@ -49,13 +49,17 @@ def _share(low_open: bool = False, high_open: bool = False) -> dict[str, Any]:
     }
 
 
-def _sizes(count: int | None = None) -> dict[str, Any]:
-    what = "whole numbers" if count is None else f"{count} whole numbers"
+def _sizes(count: int | None = None, high: int = 2**31) -> dict[str, Any]:
+    what = "whole numbers of at least 1" if count is None else f"{count} whole numbers from 1 to {high}"
 
     def check(value):
-        return len(value) > 0 and count in (None, len(value)) and all(isinstance(v, int) and v >= 1 for v in value)
+        return len(value) > 0 and count in (None, len(value)) and all(type(v) is int and 1 <= v <= high for v in value)
 
-    return {"allowed": f"must be {what} of at least 1", "check": check}
+    return {"allowed": f"must be {what}", "check": check}
+
+
+def _depth(low: int) -> dict[str, Any]:
+    return {"allowed": f"must lie in [{low}, 1000]", "check": lambda v: low <= v <= 1000}
 
 
 _POSITIVE: dict[str, Any] = {
@@ -65,6 +69,14 @@ _POSITIVE: dict[str, Any] = {
 _STRENGTH = "; empty = the recipe's own"
 _RECIPES = ("none", "crop_flip", "grey_small", "simclr", "simclr_cifar", "moco_v2", "moco_v3")
 EVALUATORS = ("linear_probe", "few_label", "knn", "likelihood")
+# Metric: the evaluator that measures it, and whether higher is better.
+BEST_METRICS = {
+    "linear_probe_accuracy": ("linear_probe", True),
+    "few_label_accuracy": ("few_label", True),
+    "knn_accuracy": ("knn", True),
+    "bits_per_dim": ("likelihood", False),
+    "nats_per_token": ("likelihood", False),
+}
 
 FIELDS: dict[str, Field] = {
     "seed": Field(
@@ -76,7 +88,7 @@ FIELDS: dict[str, Field] = {
     ),
     "data.name": Field("embedded", "", "`embedded`, `fashion_mnist`, `digits`, `folder`, or a prepared tfds set"),
     "data.path": Field("", "", "the image folder, or where prepared data sets lie (empty = usual)"),
-    "data.image_size": Field((28, 28), "pixels", "height, width; images are resized", **_sizes(2)),
+    "data.image_size": Field((28, 28), "pixels", "height, width; images are resized", **_sizes(2, 2**14)),
     "data.channels": Field(1, "", "1 = grey, 3 = colour", allowed="must be 1 or 3", check=lambda v: v in (1, 3)),
     "data.train_split": Field("train", "", "the split that is trained on"),
     "data.validation_split": Field(
@@ -114,8 +126,8 @@ FIELDS: dict[str, Field] = {
     ),
     "model.width": Field(96, "features", "width of both transformers", **_at_least(1)),
     "model.num_heads": Field(3, "", "attention heads; divides the width", **_at_least(1)),
-    "model.encoder_layers": Field(4, "blocks", "depth of the encoder; 0 = a look-up only", **_at_least(0)),
-    "model.decoder_layers": Field(1, "blocks", "depth of the decoder", **_at_least(1)),
+    "model.encoder_layers": Field(4, "blocks", "depth of the encoder; 0 = a look-up only", **_depth(0)),
+    "model.decoder_layers": Field(1, "blocks", "depth of the decoder", **_depth(1)),
     "model.decoder_skip": Field(
         True, "", "add the shifted patch embedding to the decoder's input (ignored when encoder_layers = 0)"
     ),
@@ -180,8 +192,16 @@ FIELDS: dict[str, Field] = {
     "checkpoint.every_steps": Field(500, "steps", "time between checkpoints; the last step has one", **_at_least(1)),
     "checkpoint.keep_last": Field(2, "checkpoints", "how many of the newest are kept", **_at_least(2)),
     "checkpoint.keep_every": Field(0, "steps", "also keep each multiple of this; 0 = none", **_at_least(0)),
+    "checkpoint.best_metric": Field(
+        "",
+        "",
+        "also keep the best checkpoint by this metric of the validation split; empty = none",
+        allowed=f"must be empty or one of {', '.join(BEST_METRICS)}",
+        check=lambda v: v == "" or v in BEST_METRICS,
+    ),
     "log.every_steps": Field(50, "steps", "time between progress lines", **_at_least(1)),
     "log.gradients": Field(True, "", "at each progress line, compare the two losses' gradients on the encoder"),
+    "log.wandb_project": Field("", "", "project of Weights & Biases to log to; empty = none"),
     "eval.every_steps": Field(
         0, "steps", "time between evaluations; 0 = after the last step only, -1 = never", **_at_least(-1)
     ),

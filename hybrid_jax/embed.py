@@ -13,6 +13,7 @@ import tqdm
 from hybrid_jax import inference
 from hybrid_jax.data.inputs import Inputs, open_inputs
 from hybrid_jax.errors import UserError, explained_memory
+from hybrid_jax.text import printable
 
 
 def embed_workdir(
@@ -61,7 +62,7 @@ def embed_workdir(
     except OSError as error:
         raise UserError(f"--output={target}: cannot be written ({error.strerror or error})") from error
     if inputs.skipped:
-        log(f"skipped {len(inputs.skipped)} unreadable images, the first: {inputs.skipped[0]}")
+        log(f"skipped {len(inputs.skipped)} unreadable images, the first: {printable(inputs.skipped[0])}")
     shapes = ", ".join(f"{name} {column.shape}" for name, column in columns.items())
     log(f"step {model.step}, layer {layer or model.default_layer}: {shapes}: {target}")
     return target

@@ -85,9 +85,11 @@ def _evaluate_workdir(workdir, step, eval_section, log, mesh, leave_if_asked) ->
 
 
 def summary_line(row: dict) -> str:
-    """Returns one result as a line: metric, variant, value, floor."""
+    """Returns one result as a line: metric, variant, split if it is validation, value, floor."""
     floors = ", ".join(f"{name} {value:.4f}" for name, value in (row.get("floor") or {}).items())
-    variant = f" ({row['variant']})" if row.get("variant") else ""
+    validation = "validation" if row.get("split") == "validation" else ""
+    told = ", ".join(filter(None, [row.get("variant"), validation]))
+    variant = f" ({told})" if told else ""
     return f"  {row['metric']}{variant} = {row['value']:.4f}" + (f"   floor: {floors}" if floors else "")
 
 

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from hybrid_jax import config as config_lib
 from hybrid_jax import sharding
 from hybrid_jax.checkpoint import Checkpoints, DamagedError
 from hybrid_jax.data.inputs import Images, Inputs, open_inputs
 from hybrid_jax.data.store_writer import Chunk
 from hybrid_jax.errors import UserError
 from hybrid_jax.models import hybrid, tokens
+from hybrid_jax.step_choice import choose_steps
 
 
 class Model:
@@ -217,7 +217,8 @@ def load(
 
     Args:
       workdir: what `--workdir` was in training.
-      step: which checkpoint; None or "latest" = the newest that is not damaged.
+      step: which checkpoint; None or "latest" = the newest that is not damaged, "best" = the best by
+        `checkpoint.best_metric`.
       log: takes the line about a damaged checkpoint.
       mesh: whose devices share every batch; None = the default device alone.
 
@@ -228,27 +229,20 @@ def load(
       UserError: no checkpoint, no such step, or all are damaged.
     """
     checkpoints = Checkpoints(workdir)
-    steps = checkpoints.steps()
-    if not steps:
-        raise UserError(f"--workdir={workdir}: holds no checkpoint; train first, with --mode=train")
-    newest_first = steps[::-1]
-    if step not in (None, "latest"):
-        if not str(step).isdigit() or int(step) not in steps:
-            raise UserError(f"--step={step}: must be latest or one of {', '.join(map(str, steps))}")
-        newest_first = [int(step)]
     try:
-        for candidate in newest_first:
+        chosen = choose_steps(workdir, step, checkpoints)
+        for candidate in chosen:
             try:
                 return _load_step(checkpoints, candidate, mesh)
             except DamagedError as error:
                 log(str(error))
     finally:
         checkpoints.close()
-    raise UserError(f"--workdir={workdir}: no undamaged checkpoint among {', '.join(map(str, newest_first))}")
+    raise UserError(f"--workdir={workdir}: no undamaged checkpoint among {', '.join(map(str, chosen))}")
 
 
 def _load_step(checkpoints: Checkpoints, step: int, mesh: Mesh | None) -> Model:
-    config = config_lib.from_dict(checkpoints.meta(step)["config"])
+    config = checkpoints.config(step)
     spec = tokens.TokenSpec.from_config(config)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if mesh is None else sharding.replicated(mesh)
     module, abstract = hybrid.build_model(config), tokens.abstract_palette(spec)

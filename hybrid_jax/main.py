@@ -7,6 +7,7 @@ from ml_collections import config_flags
 
 from hybrid_jax import command_line
 from hybrid_jax import config as config_lib
+from hybrid_jax.command_line import say
 from hybrid_jax.errors import UserError
 
 MODES = ("data", "train", "eval", "embed", "config", "compile")
@@ -14,7 +15,8 @@ MODES = ("data", "train", "eval", "embed", "config", "compile")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.")
 _MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
-_STEP = flags.DEFINE_string("step", "latest", "Which checkpoint to evaluate or to embed with: latest, or its step.")
+_STEP = flags.DEFINE_string("step", "latest", "Which checkpoint eval and embed take: latest, best, or its step.")
+_FORK_FROM = flags.DEFINE_string("fork_from", None, "DIR[@step]: a new run begins with that run's parameters.")
 _INPUT = flags.DEFINE_string("input", None, "What to embed: a folder of images, an image, or an .npy of uint8 images.")
 _OUTPUT = flags.DEFINE_string("output", None, "The .npz that embed writes; by default embed.npz in the workdir.")
 _LAYER = flags.DEFINE_string("layer", None, "Whose features to embed with; by default the encoder's output.")
@@ -54,25 +56,25 @@ def run() -> None:
 def _data(workdir: str) -> None:
     from hybrid_jax.data_summary import summarise
 
-    summarise(_CONFIG.value, workdir, _say)
+    summarise(_CONFIG.value, workdir, say)
 
 
 def _compile(workdir: str) -> None:
     from hybrid_jax.aot import compile_for
 
-    compile_for(_TOPOLOGY.value, _CONFIG.value, workdir, _say)
+    compile_for(_TOPOLOGY.value, _CONFIG.value, workdir, say)
 
 
 def _train(workdir: str) -> None:
     from hybrid_jax.train import train_and_evaluate
 
-    train_and_evaluate(_CONFIG.value, workdir, _say)
+    train_and_evaluate(_CONFIG.value, workdir, say, _FORK_FROM.value)
 
 
 def _evaluate(workdir: str) -> None:
     from hybrid_jax.evaluate import evaluate_workdir
 
-    evaluate_workdir(workdir, _STEP.value, None if _CONFIG.value is None else _CONFIG.value.eval, _say)
+    evaluate_workdir(workdir, _STEP.value, None if _CONFIG.value is None else _CONFIG.value.eval, say)
 
 
 def _embed(workdir: str) -> None:
@@ -82,11 +84,7 @@ def _embed(workdir: str) -> None:
 
     batch_size = None if _CONFIG.value is None else _CONFIG.value.eval.batch_size
     choices = (_STEP.value, _LAYER.value, _ON_ERROR.value, batch_size)
-    embed_workdir(workdir, _INPUT.value, _OUTPUT.value, *choices, _say)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
+    embed_workdir(workdir, _INPUT.value, _OUTPUT.value, *choices, say)
 
 
 def main() -> None:

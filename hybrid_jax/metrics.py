@@ -1,71 +1,12 @@
-"""Where metrics go: `metrics.jsonl`, TensorBoard if it is installed, the progress line, and `eval/<step>.json`."""
+"""What was measured: rows of `metrics.jsonl`, results of `eval/<step>.json`, the speed, the progress line."""
 
 import contextlib
-import errno
 import json
 import math
 import os
 import pathlib
 import time
 from collections.abc import Iterator, Mapping
-from typing import TextIO
-
-from hybrid_jax.distributed import is_first
-
-KEYS = ("generative_loss", "contrastive_loss")
-
-
-class MetricsWriter:
-    """Appends one JSON object a line to `metrics.jsonl`, and TensorBoard scalars if tensorboardX is there.
-
-    A resumed run continues both: what an interrupted run wrote after its last checkpoint is dropped, so no
-    step appears twice.
-    """
-
-    def __init__(self, workdir: str | os.PathLike, start_step: int):
-        """Opens the files of `workdir` to go on after `start_step`; of several processes only the first writes."""
-        self._file: TextIO | None = None
-        self._board = None
-        if not is_first():
-            return
-        path = pathlib.Path(workdir) / "metrics.jsonl"
-        if path.exists():
-            _drop_after(path, start_step)
-        self._file = path.open("a", encoding="utf-8")
-        try:
-            from tensorboardX import SummaryWriter  # optional, and slow to import
-        except ImportError:
-            pass
-        else:
-            # The suffix keeps two files of one second apart.
-            purge, suffix = (start_step + 1, f".{start_step}") if start_step else (None, "")
-            self._board = SummaryWriter(str(workdir), purge_step=purge, filename_suffix=suffix)
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes the metrics of one step; the loss of an absent branch is null."""
-        row = {"step": step} | {key: metrics.get(key) for key in KEYS} | dict(metrics)
-        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        if self._file is not None:
-            if os.fstat(self._file.fileno()).st_nlink == 0:
-                # Written on, it would be lost without a word.
-                raise FileNotFoundError(errno.ENOENT, "metrics.jsonl was removed", self._file.name)
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
-        self.scalars(step, metrics)
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes values to TensorBoard only."""
-        if self._board is not None:
-            for key, value in values.items():
-                self._board.add_scalar(key, value, step)
-            self._board.flush()
-
-    def close(self) -> None:
-        """Closes the files."""
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
 
 
 class Clock:
@@ -122,20 +63,13 @@ def results_path(workdir: str | os.PathLike, step: int) -> pathlib.Path:
 
 
 def headline(results: list[dict]) -> dict[str, float]:
-    """Returns {metric: value of its first result}."""
-    return {row["metric"]: row["value"] for row in reversed(results)}
+    """Returns {metric: value of its first result on another split than validation, which is for choosing}."""
+    return {row["metric"]: row["value"] for row in reversed(results) if row.get("split") != "validation"}
 
 
 def read_headline(workdir: str | os.PathLike, step: int) -> dict[str, float]:
     """Returns the headline values of a finished evaluation."""
     return headline(json.loads(results_path(workdir, step).read_text(encoding="utf-8")))
-
-
-def _drop_after(path: pathlib.Path, step: int) -> None:
-    kept = [row for row in read(path.parent) if row["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    temporary.replace(path)
 
 
 def progress_line(step: int, total: int, metrics: Mapping[str, float], seconds_left: float) -> str:

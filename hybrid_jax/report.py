@@ -14,6 +14,7 @@ from hybrid_jax import metrics as metrics_lib
 from hybrid_jax import reference, report_figures, report_images, report_results, report_views
 from hybrid_jax.evaluators.features import SPLITS, FeatureStore, has_split
 from hybrid_jax.files import write_whole
+from hybrid_jax.text import printable
 
 
 def write_report(
@@ -41,6 +42,8 @@ def write_report(
     """
     features = features or FeatureStore(model, data)
     metrics = metrics_lib.read(workdir)
+    # Those of the validation split are there to choose by.
+    results = [row for row in results if row.get("split") != "validation"]
     sweeps = [row for row in results if row.get("layer_validation_accuracy")]
     title = html.escape(f"hybrid_jax: {data.name}, step {model.step:,}")
     body = [
@@ -61,7 +64,8 @@ def write_report(
         f"<pre>{html.escape(config_lib.to_json(model.config))}</pre></details>",
     ]
     path = workdir / "report.html"
-    write_whole(path, _PAGE.format(title=title, style=_STYLE, body="\n".join(body)))
+    page = _PAGE.format(title=title, style=_STYLE, body="\n".join(body))
+    write_whole(path, printable(page, keep="\n"))
     return path
 
 

@@ -9,7 +9,20 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from hybrid_jax import checkpoint, distributed, evaluators, inference, lock, sharding, stopping, train_state, train_step
+from hybrid_jax import (
+    checkpoint,
+    distributed,
+    evaluators,
+    fork,
+    inference,
+    lock,
+    retention,
+    sharding,
+    stopping,
+    train_state,
+    train_step,
+    writers,
+)
 from hybrid_jax import config as config_lib
 from hybrid_jax import metrics as metrics_lib
 from hybrid_jax.data import pipeline, sources
@@ -22,7 +35,9 @@ from hybrid_jax.models import tokens
 Log = Callable[[str], None]
 
 
-def train_and_evaluate(config, workdir: str | os.PathLike, log: Log = print) -> dict[str, float]:
+def train_and_evaluate(
+    config, workdir: str | os.PathLike, log: Log = print, fork_from: str | None = None
+) -> dict[str, float]:
     """Trains, or resumes, until `total_steps`; evaluates on schedule and at the end.
 
     Writes `config.json`, `metrics.jsonl`, `checkpoints/<step>/`, `eval/<step>.json` and `report.html`.
@@ -31,6 +46,7 @@ def train_and_evaluate(config, workdir: str | os.PathLike, log: Log = print) -> 
       config: a config from `get_config()` with overrides.
       workdir: folder of this run; created if missing, resumed if it has a checkpoint.
       log: takes progress lines.
+      fork_from: `DIR[@step]`, whose parameters a new run begins with; ignored where `workdir` has a checkpoint.
 
     Returns:
       The last step's metrics, and the last evaluation's headline values by metric name.
@@ -41,6 +57,7 @@ def train_and_evaluate(config, workdir: str | os.PathLike, log: Log = print) -> 
       NonFiniteError: a loss became infinite or NaN.
     """
     config_lib.validate(config)
+    retention.check(config)
     workdir, log = pathlib.Path(workdir), distributed.only_first(log)
     mesh = sharding.make_mesh(config)
     advice = (
@@ -51,19 +68,25 @@ def train_and_evaluate(config, workdir: str | os.PathLike, log: Log = print) -> 
         with distributed.together(UserError), distributed.first_goes_first():
             data = sources.load(config)
             pipeline.steps_per_epoch(len(data.train.images), config.train.batch_size)
-            evaluators.check(data.for_evaluation(config.eval.max_images), config)
+            seen = data.for_evaluation(config.eval.max_images)
+            evaluators.check(seen, config)
+            retention.check_data(config, seen)
+            writers.check(config)
             _create(workdir)
             still_ours = stack.enter_context(lock.held(workdir, log))
-        distributed.check_same(config=config_lib.to_json(config), fingerprint=data.fingerprint)
+        distributed.check_same(
+            config=config_lib.to_json(config), fingerprint=data.fingerprint, fork_from=str(fork_from)
+        )
         stack.enter_context(explained_memory(advice))
         stops = stack.enter_context(stopping.StopRequests(mesh))
         checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(workdir, config, still_ours)))
-        state, start = _restore_or_init(config, workdir, checkpoints, data, mesh, log)
+        state, start = _restore_or_init(config, workdir, checkpoints, data, mesh, fork_from, log)
         with writable(workdir):
             write_whole(workdir / "config.json", config_lib.to_json(config))
         _log_setup(config, data, mesh, state, start, log)
         stack.enter_context(still_writable(workdir))
-        writer = stack.enter_context(contextlib.closing(metrics_lib.MetricsWriter(workdir, start)))
+        opened = writers.MetricsWriter(workdir, start, config, lambda: data.train.images[:8])
+        writer = stack.enter_context(contextlib.closing(opened))
         return _run(config, workdir, data, mesh, state, start, checkpoints, writer, stops, log)
 
 
@@ -91,6 +114,8 @@ def _run(config, workdir, data, mesh, state, start, checkpoints, writer, stops, 
         due = config.eval.every_steps > 0 and step > 0 and step % config.eval.every_steps == 0
         if due and not distributed.from_first(results_path(workdir, step).exists()):
             evaluate(state)
+        elif due and step > start and distributed.is_first():
+            writer.scalars(step, read_headline(workdir, step))
         images = sharding.global_batch(next(batches), mesh, batch)
         done = step + 1
         logs = done in (1, total) or done % config.log.every_steps == 0
@@ -133,11 +158,11 @@ def _create(workdir: pathlib.Path) -> None:
         (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
 
 
-def _restore_or_init(config, workdir, checkpoints: checkpoint.Checkpoints, data, mesh, log: Log):
-    """Returns (state, steps done): the newest good checkpoint's, else fresh ones."""
+def _restore_or_init(config, workdir, checkpoints: checkpoint.Checkpoints, data, mesh, fork_from, log: Log):
+    """Returns (state, steps done): the newest good checkpoint's, else a fork's, else fresh ones."""
 
     def accept(meta: dict) -> None:
-        wrong = config_lib.contradictions(config_lib.from_dict(meta["config"]), config)
+        wrong = config_lib.contradictions(checkpoints.config(meta["step"]), config)
         if wrong:
             raise UserError("; ".join(wrong) + "; choose another --workdir")
         data.check(meta["fingerprint"], config.data.path)
@@ -148,10 +173,16 @@ def _restore_or_init(config, workdir, checkpoints: checkpoint.Checkpoints, data,
     if restored is not None:
         state, meta = restored
         log(f"resuming from checkpoint {meta['step']}")
+        if fork_from:
+            log(fork.ignored(workdir, fork_from))
         return state, meta["step"]
     if rows := metrics_lib.read(workdir):
         log(f"no checkpoint, though metrics.jsonl goes to step {rows[-1]['step']}: starting again from step 0")
-    return train_state.init_state(config, mesh, _fit_palette(config, data, log)), 0
+    palette = lambda: _fit_palette(config, data, log)
+    if fork_from:
+        return fork.forked_state(config, workdir, fork_from, mesh, palette, log), 0
+    fork.forget(workdir, log)
+    return train_state.init_state(config, mesh, palette()), 0
 
 
 def _fit_palette(config, data, log: Log) -> tokens.Palette | None:

@@ -98,3 +98,36 @@ def test_the_names_a_field_allows_are_those_that_exist():
     }.items():
         assert config_lib.FIELDS[name].allowed == f"must be one of {', '.join(known)}"
     assert tuple(evaluators.EVALUATORS) == config_lib.EVALUATORS
+
+
+def _another_value(field):
+    """Some other value of the field's type; contradictions do not ask whether it is allowed."""
+    default = field.default
+    if default is None:
+        return 0.5
+    if isinstance(default, bool):
+        return not default
+    return default + "x" if isinstance(default, str) else (*default, 1) if isinstance(default, tuple) else default + 1
+
+
+@pytest.mark.parametrize("name", config_lib.FIELDS)
+def test_each_field_of_a_started_run_may_change_or_not_as_documented(name):
+    old, new = config_lib.default_config(), config_lib.default_config()
+    value = _another_value(config_lib.FIELDS[name])
+    new.update_from_flattened_dict({name: value})
+    sections = ("mesh", "log", "eval", "checkpoint")
+    fields = ("train.total_steps", "data.path", "data.cache", "data.memory_gib")
+    may = name.partition(".")[0] in sections or name in fields
+    refused = (
+        [] if may else [f"config.{name}={value!r}: the workdir was trained with {config_lib.FIELDS[name].default!r}"]
+    )
+    assert config_lib.contradictions(old, new) == refused
+
+
+def test_the_readme_names_what_of_a_started_run_may_change():
+    readme = (CONFIGS[0].parent.parent / "README.md").read_text()
+    allowed = readme[readme.index("### What may change") : readme.index("### Which checkpoints are kept")]
+    for name in config_lib.MAY_CHANGE:
+        assert f"`{name.removesuffix('.')}`" in allowed, name
+    for section in ("seed", "model", "objective", "augment", "optimizer"):
+        assert f"`{section}`" in allowed

@@ -103,7 +103,9 @@ def _open_path(path: pathlib.Path) -> Inputs:
     if path.suffix.lower() != ".npy":
         return Inputs(path.parent, [path.name])
     try:
-        array = np.lib.format.open_memmap(path, mode="r")
+        # A size that no number holds is an error too.
+        with np.errstate(over="raise"):
+            array = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # damaged headers end in errors of every type
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: cannot be read as an .npy file of uint8 images ({reason})") from error

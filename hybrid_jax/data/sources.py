@@ -14,6 +14,7 @@ from hybrid_jax.data.dataset import DataSet, Split
 from hybrid_jax.data.embedded import CLASS_NAMES
 from hybrid_jax.data.store_writer import Chunk
 from hybrid_jax.errors import UserError, reject
+from hybrid_jax.text import printable
 
 _DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
 _SPLIT_FIELDS = ("train_split", "validation_split", "test_split", "labelled_split")
@@ -65,8 +66,10 @@ def load(config) -> DataSet:
     probes = None
     if "labelled" in splits:
         probes = splits["labelled"], splits.get("labelled_validation", validation)
-    notes = tuple(source.notes)
-    return DataSet(data.name, train, validation, test, source.class_names, fingerprint, notes, probes)
+    # With names of folders, in which anything may stand.
+    notes = tuple(map(printable, source.notes))
+    class_names = source.class_names and tuple(map(printable, source.class_names))
+    return DataSet(data.name, train, validation, test, class_names, fingerprint, notes, probes)
 
 
 def _roles(data, source: _Source, share: float, sizes: dict[str, int]) -> dict[str, tuple[str, np.ndarray]]:

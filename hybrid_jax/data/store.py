@@ -145,13 +145,18 @@ def _open(folder: pathlib.Path) -> Store:
             raise ValueError(f"{broken[0]} is cut or missing" if broken else f"format {about['format_version']}")
         source = ArrayRecordDataSource(files) if files else ()
         total = sum(shard["images"] for shard in about["shards"])
-        arrays = {n: np.load(p) for n in ("labels", "sizes") if (p := folder / f"{n}.npy").exists()}
+        arrays = {n: _load(p) for n in ("labels", "sizes") if (p := folder / f"{n}.npy").exists()}
         names = json.loads(p.read_text()) if (p := folder / "names.json").exists() else None
     except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise damaged(folder, str(error).partition("\n")[0]) from error
     images = StoredImages(folder, source, tuple(about["shape"]), np.arange(total))
     known = (arrays.get("labels"), names, arrays.get("sizes"))
     return Store(folder, images, *known, tuple(about["skipped"]), about["digest"])
+
+
+def _load(file: pathlib.Path) -> np.ndarray:
+    # Mapped first: a header that claims more than the file holds allocates nothing.
+    return np.array(np.load(file, mmap_mode="r", allow_pickle=False))
 
 
 def _size(file: pathlib.Path) -> int:

@@ -157,6 +157,19 @@ def require_split(data, split: str, labels: bool = False):
     return found
 
 
+def validation_row(row: dict, value: float, n: int, **more) -> dict:
+    """Returns a result of the validation split, to choose checkpoints and settings by.
+
+    Args:
+      row: the test split's, whose protocol it follows.
+      value: in the metric's unit.
+      n: validation images.
+      **more: what else to keep beside it.
+    """
+    kept = ("metric", "protocol", "variant", "layer", "layers", "setting", "classifier", "C", "k", "temperature")
+    return {key: row[key] for key in kept if key in row} | {"value": value, "n": n, "split": "validation"} | more
+
+
 def standard_error(values: np.ndarray) -> float | None:
     """Returns the standard error of the mean of (n,) values; None for fewer than two."""
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None

@@ -24,7 +24,7 @@ import numpy as np
 import scipy.linalg
 import threadpoolctl
 
-from hybrid_jax.evaluators.features import FeatureStore, FloorCache, raw_pixels, raw_pixels_name
+from hybrid_jax.evaluators.features import FeatureStore, FloorCache, raw_pixels, raw_pixels_name, validation_row
 from hybrid_jax.evaluators.linear_probe import last_four, middle, split_labels, standardise
 from hybrid_jax.evaluators.logistic import Spectrum, fit_logistic
 
@@ -94,7 +94,7 @@ def ridge(parts: Parts, labels: Parts) -> tuple[np.ndarray, dict]:
 
 
 def logistic(parts: Parts, labels: Parts, c_values, max_iterations: int) -> tuple[np.ndarray, dict]:
-    """The `Classifier` of `fit_logistic`; tells `chosen_C` and `converged`.
+    """The `Classifier` of `fit_logistic`; tells `chosen_C`, `converged` and `validation_accuracy`.
 
     Without a validation split C is the middle one of `c_values`.
 
@@ -109,10 +109,13 @@ def logistic(parts: Parts, labels: Parts, c_values, max_iterations: int) -> tupl
     spectrum = Spectrum.of(x["train"])
     grid = sorted(c_values) if "validation" in x else [middle(c_values)]
     fits = [fit_logistic(x["train"], labels["train"], c, spectrum, max_iterations) for c in grid]
-    best = 0
-    if len(fits) > 1:
-        best = int(np.argmax([np.mean(fit.predict(x["validation"]) == labels["validation"]) for fit in fits]))
-    return fits[best].predict(x["test"]), {"chosen_C": float(grid[best]), "converged": fits[best].converged}
+    best, told = 0, {}
+    if "validation" in x:
+        scores = [float(np.mean(fit.predict(x["validation"]) == labels["validation"])) for fit in fits]
+        best = int(np.argmax(scores))
+        told["validation_accuracy"] = scores[best]
+    told |= {"chosen_C": float(grid[best]), "converged": fits[best].converged}
+    return fits[best].predict(x["test"]), told
 
 
 def class_counts(labels: np.ndarray, shares, per_class) -> dict[str, np.ndarray]:
@@ -152,7 +155,8 @@ def measure(source: Source, labels: Parts, draws: list[np.ndarray], classify: Cl
     Returns:
       `value` (mean test accuracy), `values` (one a draw), `standard_error` (of both the draws and the test images:
       variance of `values` over their number, plus that of the images' mean hits over theirs), `n`, `n_train`, and
-      for the logistic classifier `chosen_C` (one a draw) and `converged` (in all draws).
+      for the logistic classifier `chosen_C` (one a draw), `converged` (in all draws) and, with a validation split,
+      the mean `validation_accuracy`.
     """
     held = {split: source(split, slice(None)) for split in labels if split != "train"}
     held["unlabelled"] = source("train", slice(None))
@@ -171,6 +175,8 @@ def measure(source: Source, labels: Parts, draws: list[np.ndarray], classify: Cl
     more: dict[str, object] = {}
     if told[0]:
         more = {"chosen_C": [d["chosen_C"] for d in told], "converged": all(d["converged"] for d in told)}
+        if "validation_accuracy" in told[0]:
+            more["validation_accuracy"] = float(np.mean([d["validation_accuracy"] for d in told]))
     return {
         "value": float(np.mean(values)),
         "values": values.tolist(),
@@ -192,7 +198,7 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     Returns:
       One result for each choice of layers, setting and classifier, the default layer and the logistic
       classifier first; `value` is top-1 accuracy in [0, 1]. The floor is the same classifier on the raw
-      pixels of the same draws.
+      pixels of the same draws. Last, the first logistic one's mean accuracy on the validation split, if there is one.
 
     Raises:
       Skipped: no test split, no labels, or one class only.
@@ -216,6 +222,10 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
                 missing = "no labelled validation split: C is the middle of the grid"
                 row["note"] = "; ".join(filter(None, [row.get("note"), missing]))
             rows.append(row | measure(source, labels, draws, classify))
+    chosen = [row for row in rows if row.get("validation_accuracy") is not None]
+    if chosen:
+        accuracy, n_train = chosen[0]["validation_accuracy"], chosen[0]["n_train"]
+        rows.append(validation_row(chosen[0], accuracy, len(labels["validation"]), n_train=n_train))
     return rows
 
 

@@ -17,10 +17,12 @@ from hybrid_jax.errors import reject
 from hybrid_jax.evaluators.features import (
     FeatureStore,
     FloorCache,
+    has_split,
     raw_pixels,
     raw_pixels_name,
     require_split,
     standard_error,
+    validation_row,
 )
 
 PROTOCOL = "knn-v1"
@@ -99,7 +101,7 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
       floors: where the raw pixels' accuracy is kept.
 
     Returns:
-      One result; `value` is top-1 accuracy in [0, 1].
+      One result, and one of the validation split where that has labels; `value` is top-1 accuracy in [0, 1].
 
     Raises:
       Skipped: no test split or no labels.
@@ -109,8 +111,8 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     train, test = (require_split(data, split, labels=True) for split in ("train", "test"))
     check(data, config)
 
-    def hits(queries: np.ndarray, bank: np.ndarray) -> np.ndarray:
-        return classify(queries, bank, train.labels, settings.k, settings.temperature) == test.labels
+    def hits(queries: np.ndarray, bank: np.ndarray, labels: np.ndarray = test.labels) -> np.ndarray:
+        return classify(queries, bank, train.labels, settings.k, settings.temperature) == labels
 
     def floor() -> float:
         return float(np.mean(hits(raw_pixels(test.images), raw_pixels(train.images))))
@@ -118,16 +120,19 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     correct = hits(features.default("test"), features.default("train"))
     shared = {"protocol": PROTOCOL, "k": settings.k, "temperature": settings.temperature}
     name = raw_pixels_name(train.images)
-    return [
-        {
-            "metric": "knn_accuracy",
-            "value": float(np.mean(correct)),
-            "standard_error": standard_error(correct),
-            "n": len(test.images),
-            "n_train": len(train.images),
-            "split": "test",
-            "layer": features.model.default_layer,
-            "floor": {name: floors.get(floor, floor=name, data=data.fingerprint, **shared)},
-            **shared,
-        }
-    ]
+    row = {
+        "metric": "knn_accuracy",
+        "value": float(np.mean(correct)),
+        "standard_error": standard_error(correct),
+        "n": len(test.images),
+        "n_train": len(train.images),
+        "split": "test",
+        "layer": features.model.default_layer,
+        "floor": {name: floors.get(floor, floor=name, data=data.fingerprint, **shared)},
+        **shared,
+    }
+    if not has_split(data, "validation") or data.validation.labels is None:
+        return [row]
+    correct = hits(features.default("validation"), features.default("train"), data.validation.labels)
+    told = {"standard_error": standard_error(correct), "n_train": len(train.images)}
+    return [row, validation_row(row, float(np.mean(correct)), len(correct), **told)]

@@ -15,7 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_jax.evaluators.features import FeatureStore, FloorCache, Skipped, require_split, standard_error
+from hybrid_jax.evaluators.features import (
+    FeatureStore,
+    FloorCache,
+    Skipped,
+    has_split,
+    require_split,
+    standard_error,
+    validation_row,
+)
 from hybrid_jax.models import tokens as tokens_lib
 from hybrid_jax.models.tokens import TokenSpec
 
@@ -100,7 +108,7 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     Returns:
       One result, lower is better: `value` on the test split with its `standard_error`, `train_value` on
       the first `train_n` training images, `comparable_with_literature`, of a palette
-      `palette_psnr_db` on the same test images.
+      `palette_psnr_db` on the same test images. Then one of the validation split, if there is one.
 
     Raises:
       Skipped: no likelihood, or no test split.
@@ -122,18 +130,25 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     if model.palette is not None:
         key["palette"] = hashlib.sha256(np.asarray(model.palette.colours, np.float32).tobytes()).hexdigest()
     values = -np.asarray(model.log_prob(test), np.float64) / unit
-    train_values = -np.asarray(model.log_prob(train[: len(test)]), np.float64) / unit
-    return [
-        {
-            "metric": metric,
-            "value": float(values.mean()),
-            "standard_error": standard_error(values),
-            "n": len(test),
-            "protocol": PROTOCOL,
-            "split": "test",
-            "train_value": float(train_values.mean()),
-            "train_n": len(train_values),
-            "floor": {"per-position histogram": floors.get(floor, **key)},
-            **_description(model, test),
-        }
-    ]
+    known = [train[: len(test)]]
+    if has_split(data, "validation"):
+        known.append(data.validation.images[: config.eval.likelihood.num_images or None])
+    # In one pass, so that no further shape is compiled.
+    known_values = -np.asarray(model.log_prob(np.concatenate(known)), np.float64) / unit
+    train_values, held_out = np.split(known_values, [len(known[0])])
+    row = {
+        "metric": metric,
+        "value": float(values.mean()),
+        "standard_error": standard_error(values),
+        "n": len(test),
+        "protocol": PROTOCOL,
+        "split": "test",
+        "train_value": float(train_values.mean()),
+        "train_n": len(train_values),
+        "floor": {"per-position histogram": floors.get(floor, **key)},
+        **_description(model, test),
+    }
+    if not len(held_out):
+        return [row]
+    told = {"standard_error": standard_error(held_out)}
+    return [row, validation_row(row, float(held_out.mean()), len(held_out), **told)]

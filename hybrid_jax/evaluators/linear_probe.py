@@ -25,6 +25,7 @@ from hybrid_jax.evaluators.features import (
     raw_pixels_name,
     require_split,
     standard_error,
+    validation_row,
 )
 from hybrid_jax.evaluators.logistic import Spectrum, fit_logistic
 
@@ -119,7 +120,8 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
       floors: where the raw pixels' accuracy is kept.
 
     Returns:
-      One result a variant, the default layer first; `value` is top-1 accuracy in [0, 1].
+      One result a variant, the default layer first; `value` is top-1 accuracy in [0, 1]. Then, where there is a
+      labelled validation split, the default layer's accuracy on it before the refit, at the C chosen by it.
 
     Raises:
       Skipped: no test split, no labels, or one class only.
@@ -147,6 +149,10 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
             parts = {s: np.concatenate([features.layers(s)[n] for n in layers], axis=1) for s in labels}
             outcomes[layers] = probe(parts, labels, grid, limit)
         rows.append({**common, **variant, **outcomes[layers]})
+    accuracy = rows[0]["validation_accuracy"]
+    if accuracy is not None:
+        n_train = len(labels["train"])
+        rows.append(validation_row(rows[0], accuracy, len(labels["validation"]), n_train=n_train))
     return rows
 
 

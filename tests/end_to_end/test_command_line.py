@@ -199,8 +199,9 @@ def test_eval_reads_only_the_eval_section_of_a_config(command_line, tmp_path):
     ]
     result = command_line(*flags, "--config.eval.evaluators=('likelihood',)")
     assert result.returncode == 0, result.stderr
-    (row,) = json.loads((tmp_path / "eval" / "1.json").read_text())
-    assert (row["metric"], row["n"]) == ("bits_per_dim", 7)
+    rows = json.loads((tmp_path / "eval" / "1.json").read_text())
+    told = [(row["metric"], row["split"], row["n"]) for row in rows]
+    assert told == [("bits_per_dim", "test", 7), ("bits_per_dim", "validation", 7)]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)

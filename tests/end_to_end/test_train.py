@@ -237,7 +237,7 @@ def test_load_needs_only_the_workdir_and_gives_every_answer(tiny_config, tmp_pat
     np.testing.assert_allclose(model.log_prob(images), log_prob.sum((1, 2)), rtol=1e-6)
     np.testing.assert_allclose(model.bits_per_dim(images), -log_prob.sum((1, 2)) / (64 * np.log(2)), rtol=1e-6)
     assert hybrid_jax.load(tmp_path, step=5).step == 5
-    with pytest.raises(UserError, match="must be latest or one of 5, 10"):
+    with pytest.raises(UserError, match="must be latest, best or one of 5, 10"):
         hybrid_jax.load(tmp_path, step=7)
     with pytest.raises(UserError, match="encoder/1"):
         model.embed(images, "nothing")

@@ -76,7 +76,8 @@ def test_logistic_is_scikit_learns_at_the_c_that_validation_likes(n):
     fits = [LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(x["train"], labels["train"]) for c in grid]
     best = int(np.argmax([fit.score(x["validation"], labels["validation"]) for fit in fits]))
     predicted, told = few_label.logistic(parts | {"unlabelled": whole}, labels, grid[::-1], 300)
-    assert told == {"chosen_C": grid[best], "converged": True}
+    score = pytest.approx(fits[best].score(x["validation"], labels["validation"]))
+    assert told == {"chosen_C": grid[best], "converged": True, "validation_accuracy": score}
     assert np.mean(predicted == fits[best].predict(x["test"])) > 0.995
 
 
@@ -122,7 +123,7 @@ def test_every_model_sees_the_same_draws(monkeypatch):
 
 
 def test_rows_stand_beside_raw_pixels_of_the_same_draws():
-    rows = evaluators.evaluate(pixel_model(), digits(), config())
+    *rows, chosen_by = evaluators.evaluate(pixel_model(), digits(), config())
     assert [row["variant"] for row in rows] == FIRST + [f"{name}, last four layers" for name in FIRST]
     for row in rows:
         assert row["metric"] == "few_label_accuracy" and row["protocol"] == "few-label-v1"
@@ -138,6 +139,8 @@ def test_rows_stand_beside_raw_pixels_of_the_same_draws():
     assert [row["n_train"] for row in rows[::2]] == [10, rows[2]["n_train"], 100] * 2
     assert rows[2]["n_train"] == pytest.approx(90, abs=5)
     assert rows[0]["value"] < rows[4]["value"] and rows[0]["value"] < rows[2]["value"], "more labels help"
+    assert (chosen_by["split"], chosen_by["n"], chosen_by["variant"]) == ("validation", 300, FIRST[0])
+    assert chosen_by["value"] == rows[0]["validation_accuracy"] == pytest.approx(rows[0]["value"], abs=0.1)
     json.dumps(rows)
 
 

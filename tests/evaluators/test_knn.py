@@ -108,6 +108,14 @@ def test_the_result_stands_beside_raw_pixels(tmp_path):
     json.dumps(row)
 
 
+def test_the_validation_split_has_a_result_of_its_own_to_choose_by():
+    model, data, config = case()
+    data.validation, data.test = data.test, SimpleNamespace(images=data.test.images[:9], labels=data.test.labels[:9])
+    test, validation = evaluators.evaluate(model, data, config)
+    assert (test["split"], test["n"], validation["split"], validation["n"]) == ("test", 9, "validation", 597)
+    assert validation["value"] > 0.9 and validation["protocol"] == test["protocol"] and "floor" not in validation
+
+
 def test_more_neighbours_than_images_name_the_field():
     model, data, config = case(n_train=19)
     with pytest.raises(UserError, match=r"config.eval.knn.k=20: must be at most the 19 training images"):

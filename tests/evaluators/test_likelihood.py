@@ -103,6 +103,16 @@ def test_only_the_first_images_are_scored_if_asked():
     assert row["floor"]["per-position histogram"] == pytest.approx(floor, rel=1e-5)
 
 
+def test_the_validation_split_has_a_result_of_its_own_to_choose_by():
+    model, data, config = case(INTENSITY)
+    data.validation = SimpleNamespace(images=TRAIN[-3:], labels=None)
+    test, validation = evaluators.evaluate(model, data, config)
+    [alone] = evaluators.evaluate(*case(INTENSITY))
+    assert test == alone
+    assert validation["split"] == "validation" and validation["n"] == 3 and validation["metric"] == "bits_per_dim"
+    assert validation["value"] == pytest.approx(TRAIN[-3:].mean() / (72 * math.log(2)), rel=1e-5)
+
+
 def test_the_floor_is_kept_for_its_tokens_only(tmp_path, monkeypatch):
     fits = []
     fit = likelihood.fit_histograms

@@ -156,7 +156,9 @@ def test_the_iteration_limit_is_said():
 def test_three_variants_beside_their_floor():
     data, _ = digits()
     model = digit_model()
-    rows = evaluators.evaluate(model, data, config())
+    *rows, chosen_by = evaluators.evaluate(model, data, config())
+    assert (chosen_by["split"], chosen_by["n"], chosen_by["n_train"]) == ("validation", 300, 900)
+    assert chosen_by["value"] == rows[0]["validation_accuracy"] and chosen_by["layer"] == rows[0]["layer"]
     assert [row["variant"] for row in rows] == ["default", "best_layer", "last_four"]
     assert [row["layers"] for row in rows[:2]] == [["encoder"], ["decoder/1"]]  # of equals the earlier
     assert rows[2]["layers"] == ["encoder/2", "encoder/3", "encoder/4", "encoder/5"]

@@ -41,7 +41,7 @@ class FashionMnist12k(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in ("train", "test")}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
-        with np.load(_HERE / "fashion_mnist_12k.npz") as arrays:
+        with np.load(_HERE / "fashion_mnist_12k.npz", allow_pickle=False) as arrays:
             images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
             yield i, {"image": image[..., None], "label": int(label)}
