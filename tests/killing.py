@@ -85,8 +85,8 @@ def _leaves(tree):
 def kill_again_and_again(run: Run, kills: int, seed: int, most_saves: int) -> list[Kill]:
     """Starts the run and kills it, `kills` times; each with a checkpoint on disk and before the end.
 
-    Half of the kills wait until one of a process's first saves has begun, and then up to 60 ms more; the others fall
-    anywhere from a process's start to a little after its first save.
+    A kill waits for one of three, drawn: that one of a process's first saves has begun, or has ended, and then up to
+    30 ms more; or for a time between the process's start and a little after its first save.
 
     Args:
       run: not started yet, and of more than `most_saves` + 1 saves for each kill.
@@ -98,30 +98,29 @@ def kill_again_and_again(run: Run, kills: int, seed: int, most_saves: int) -> li
     to_first_save = float("inf")
     for number in range(kills):
         # The first checkpoint must come first.
-        in_a_save, which, share = (
-            number == 0 or drawn.random() < 0.5,
-            drawn.randint(1, most_saves),
-            drawn.uniform(0, 1.2),
-        )
+        name = drawn.choice(["a save", "its end", "a time"]) if number else "a save"
+        which, share, pause = drawn.randint(1, most_saves), drawn.uniform(0, 1.2), drawn.uniform(0, 0.03)
         process, started = run.start(), time.monotonic()
         begun: set[str] = set()
         old = set(run.unfinished())
         while process.poll() is None and len(begun) <= most_saves:
-            begun |= set(run.unfinished()) - old
+            # What the last kill left has gone before a save takes its name again.
+            now = set(run.unfinished())
+            old &= now
+            begun |= now - old
             after = time.monotonic() - started
             if begun:
                 to_first_save = min(to_first_save, after)
-            if in_a_save and len(begun) >= which and run.steps():
-                time.sleep(drawn.uniform(0, 0.06))
+            if name != "a time" and len(begun) >= which and run.steps() and (name == "a save" or not now):
+                time.sleep(pause)
                 break
-            if not in_a_save and after > share * to_first_save:
+            if name == "a time" and after > share * to_first_save:
                 break
             time.sleep(0.0005)
         os.kill(process.pid, signal.SIGKILL)
         out, _ = process.communicate()
         assert process.returncode == -signal.SIGKILL, f"ended before it was killed: {out}"
         left = bool(set(run.unfinished()) - old)
-        name = "a save" if in_a_save else "a time"
         found.append(Kill(name, time.monotonic() - started, left, run.steps()[-1]))
     return found
 
