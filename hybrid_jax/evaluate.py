@@ -20,7 +20,12 @@ from hybrid_jax.report_views import SampleViews
 
 
 def evaluate_and_report(
-    model, data, config, workdir: str | os.PathLike, log: Callable[[str], None], leave_if_asked: Callable[[], None]
+    model,
+    data,
+    config,
+    workdir: str | os.PathLike,
+    log: Callable[[str], None],
+    leave_if_asked: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Runs config.eval.evaluators and writes their results; returns headline values by metric name.
 
