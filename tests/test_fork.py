@@ -124,6 +124,7 @@ def test_the_step_is_the_newest_undamaged_the_best_or_the_one_that_was_asked_for
         forked(nothing, tmp_path / "bad", f"{old}@5", mesh)
 
 
+@pytest.mark.slow
 def test_a_forked_run_that_was_stopped_goes_on_with_the_same_command_bit_for_bit(
     tiny_config, mesh_of, tmp_path, monkeypatch
 ):

@@ -100,6 +100,7 @@ def test_an_empty_workdir_cannot_be_evaluated(command_line, tmp_path):
     assert_one_error_line(command_line("--mode=eval", f"--workdir={tmp_path}", config=None), str(tmp_path), "train")
 
 
+@pytest.mark.slow
 def test_a_workdir_of_another_config_is_refused_field_by_field(command_line, tmp_path):
     assert command_line(f"--workdir={tmp_path}").returncode == 0
     before = sorted((p, p.stat().st_mtime_ns) for p in tmp_path.rglob("*"))
@@ -189,6 +190,7 @@ def test_help_lists_the_flags(command_line):
         assert flag in result.stdout
 
 
+@pytest.mark.slow
 def test_eval_reads_only_the_eval_section_of_a_config(command_line, tmp_path):
     assert command_line(f"--workdir={tmp_path}", "--config.train.total_steps=1").returncode == 0
     flags = [

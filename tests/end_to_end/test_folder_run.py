@@ -33,6 +33,7 @@ def photo_run(tmp_path, tiny_config, mesh_of, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_images_on_disk_give_the_same_run_as_in_memory_also_when_resumed(photo_run, tmp_path):
     photographs.write(tmp_path / "photos", 32, 48)
     memory, _ = photo_run("memory")

@@ -73,6 +73,7 @@ def test_a_stop_request_saves_and_the_run_continues_bit_for_bit(tiny_config, tmp
     assert_equal_to_the_bit(final_params(tmp_path / "stopped"), final_params(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_another_number_of_devices_restores(tiny_config, mesh_of, tmp_path, quiet, monkeypatch):
     lines, log = quiet
     config = tiny_config(log__every_steps=1)
@@ -209,7 +210,7 @@ def test_an_evaluation_is_left_at_once_and_made_again(tiny_config, tmp_path, qui
 
 
 @pytest.mark.parametrize("settings", [
-    {"model__view_attention": "causal", "augment__view_keep": 1.0},
+    pytest.param({"model__view_attention": "causal", "augment__view_keep": 1.0}, marks=pytest.mark.slow),
     {"model__dtype": "bfloat16", "model__scan_layers": True, "model__remat": True, "model__encoder_layers": 2},
     {"model__encoder_layers": 0, "objective__contrastive_weight": 0.0, "model__patch_size": 1,
      "model__activation": "quick_gelu"},
