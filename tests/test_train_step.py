@@ -69,7 +69,7 @@ def on_one_device():
     [
         ("hybrid", 2, 1),
         ("hybrid", 4, 4),
-        ("hybrid", 8, 1),
+        pytest.param("hybrid", 8, 1, marks=pytest.mark.slow),  # with microbatches it is below
         ("hybrid", 8, 4),
         ("generative", 8, 4),
         ("contrastive", 8, 4),
@@ -86,7 +86,7 @@ def test_any_mesh_gives_the_same_loss_and_gradients(tiny_config, mesh_of, on_one
         assert got_metrics[name] == pytest.approx(value, rel=1e-5), name
 
 
-@pytest.mark.parametrize(("devices", "fsdp"), [(2, 2), (8, 1)])
+@pytest.mark.parametrize(("devices", "fsdp"), [(2, 2), pytest.param(8, 1, marks=pytest.mark.slow)])
 def test_any_mesh_trains_to_the_same_losses(tiny_config, mesh_of, devices, fsdp):
     # A small rate: Adam makes full-size steps of gradients that are rounding noise around zero.
     config = tiny_config(train__ema_decay=0.9, optimizer__learning_rate=2e-4)
@@ -110,12 +110,14 @@ def test_accumulation_is_exact(tiny_config, mesh_of, arm):
         assert got_metrics == pytest.approx(want_metrics, rel=1e-5), devices
 
 
+@pytest.mark.slow
 def test_two_identical_runs_are_equal_to_the_bit(tiny_config, mesh_of):
     one, two = (run(tiny_config(), mesh_of(2)) for _ in range(2))
     assert one[1] == two[1]
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(one[0].params), jax.device_get(two[0].params))
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(tiny_config, mesh_of):
     assert run(tiny_config(), mesh_of(1))[1] != run(tiny_config(seed=1), mesh_of(1))[1]
 
@@ -127,6 +129,7 @@ def test_the_state_is_donated(tiny_config, mesh_of):
     assert state.params["encoder"]["positions"].is_deleted()
 
 
+@pytest.mark.slow
 def test_overfits_32_images_to_near_zero_nll(tiny_config, mesh_of):
     config = tiny_config(
         objective__contrastive_weight=0.0, model__levels=17, model__width=64, train__batch_size=32,

@@ -117,6 +117,7 @@ def test_a_workdir_that_is_a_file(command_line, tmp_path):
     assert_one_error_line(command_line(f"--workdir={tmp_path / 'file'}"), "--workdir")
 
 
+@pytest.mark.slow
 def test_running_out_of_memory_names_the_settings_that_help(command_line, tmp_path):
     result = command_line(f"--workdir={tmp_path}", "--config.model.width=4000000", "--config.model.num_heads=1")
     assert_one_error_line(result, "out of memory", "model.width=4000000", "train.batch_size", "train.microbatches")

@@ -47,6 +47,7 @@ def test_images_on_disk_give_the_same_run_as_in_memory_also_when_resumed(photo_r
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
+@pytest.mark.slow
 def test_a_folder_that_changed_is_refused_until_it_is_as_before(photo_run, tmp_path):
     photographs.write(tmp_path / "photos", 32, 48)
     photo_run()
@@ -66,6 +67,7 @@ def test_a_folder_that_changed_is_refused_until_it_is_as_before(photo_run, tmp_p
     assert "resuming from checkpoint 10" in lines
 
 
+@pytest.mark.slow
 def test_damage_of_cached_images_is_told_and_the_last_checkpoint_kept(photo_run, tmp_path):
     photographs.write(tmp_path / "photos", 32, 48)
     photo_run(data__memory_gib=0.0)

@@ -159,6 +159,7 @@ def test_skipped_updates_are_tolerated_up_to_their_number_in_a_row(tiny_config, 
         train.train_and_evaluate(tiny_config(train__skip_nonfinite=1), tmp_path / "one", quiet[1])
 
 
+@pytest.mark.slow
 def test_a_run_that_saved_nothing_may_be_corrected(tiny_config, tmp_path, quiet):
     settings = {"model__token_kind": "palette", "train__total_steps": 1}
     with pytest.raises(UserError, match="palette_size"):
@@ -211,7 +212,10 @@ def test_an_evaluation_is_left_at_once_and_made_again(tiny_config, tmp_path, qui
 
 @pytest.mark.parametrize("settings", [
     pytest.param({"model__view_attention": "causal", "augment__view_keep": 1.0}, marks=pytest.mark.slow),
-    {"model__dtype": "bfloat16", "model__scan_layers": True, "model__remat": True, "model__encoder_layers": 2},
+    pytest.param(
+        {"model__dtype": "bfloat16", "model__scan_layers": True, "model__remat": True, "model__encoder_layers": 2},
+        marks=pytest.mark.slow,
+    ),
     {"model__encoder_layers": 0, "objective__contrastive_weight": 0.0, "model__patch_size": 1,
      "model__activation": "quick_gelu"},
 ])  # fmt: skip
