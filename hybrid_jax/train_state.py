@@ -81,6 +81,7 @@ def abstract_state(config, mesh: Mesh | None = None) -> TrainState:
 
 
 def state_sharding(config, mesh: Mesh) -> TrainState:
+    """Returns where each of the state's arrays lies, as a state of shardings."""
     state = abstract_state(config)
     # Every device looks up its own pixels in the palette's table.
     palette = jax.tree.map(lambda _: sharding.replicated(mesh), state.palette)
