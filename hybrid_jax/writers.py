@@ -21,6 +21,7 @@ from hybrid_jax import metrics as metrics_lib
 from hybrid_jax.config import to_json
 from hybrid_jax.distributed import is_first
 from hybrid_jax.errors import reject
+from hybrid_jax.files import write_whole
 
 KEYS = ("generative_loss", "contrastive_loss")
 
@@ -184,7 +185,5 @@ def _evaluated(workdir: str | os.PathLike, first: int, last: int) -> list[int]:
 def _drop_after(path: pathlib.Path, step: int) -> list[dict]:
     """Returns the rows that are kept, by step."""
     kept = [row for row in metrics_lib.read(path.parent) if row["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
     return kept
