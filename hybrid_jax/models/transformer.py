@@ -133,8 +133,8 @@ class Block(nn.Module):
 
     def _cached(self, name: str, new: jax.Array, start: jax.Array) -> jax.Array:
         """Writes (B, n, H, E) to the cache at `start`; returns the whole of it, (B, H, L, E)."""
-        cached = self.get_variable("cache", name)
-        cached = jax.lax.dynamic_update_slice_in_dim(cached, new.swapaxes(1, 2), start, axis=2)
+        before: jax.Array = self.get_variable("cache", name)
+        cached = jax.lax.dynamic_update_slice_in_dim(before, new.swapaxes(1, 2), start, axis=2)
         self.put_variable("cache", name, cached)
         return cached
 
