@@ -16,8 +16,8 @@ from hybrid_jax.tensor_files import replace, write_tensors
 
 FORMAT_VERSION = "1"
 PLATFORMS = ("cpu", "tpu", "cuda")
-# Bytes: the artifact's container (FlatBuffers) has offsets of 31 bits.
-LARGEST_ARTIFACT = 2**31 - 2**20
+# Bytes: the artifact's container (FlatBuffers) counts to 2^31, and JAX warns of constants from here on.
+LARGEST_ARTIFACT = 2 * 10**9
 
 
 def write_safetensors(path: pathlib.Path, model: Model) -> None:
@@ -48,12 +48,11 @@ def write_stablehlo(path: pathlib.Path, model: Model, layer: str | None = None) 
     Lowered for `PLATFORMS`, attention as plain matrix products; the weights that the layer needs are inside.
 
     Raises:
-      UserError: no such layer, weights of 2 GiB or more, or the file cannot be written.
+      UserError: no such layer, weights above 2 GB, or the file cannot be written.
     """
     name = model.checked_layer(layer)
     module = hybrid.build_model(model.config)
-    (count,) = export.symbolic_shape("b")
-    images = jax.ShapeDtypeStruct((count, *model.spec.image_shape), np.uint8)
+    images = lambda count: jax.ShapeDtypeStruct((count, *model.spec.image_shape), np.uint8)
     # On the host: constants of a device would be copied once more.
     weights, tree = jax.tree.flatten(jax.device_get((model.params, model.palette)))
 
@@ -61,12 +60,13 @@ def write_stablehlo(path: pathlib.Path, model: Model, layer: str | None = None) 
         params, palette = jax.tree.unflatten(tree, weights)
         return hybrid.image_features(module, params, images, palette, name.endswith(hybrid.NORMED))[name]
 
-    used = set(export.export(jax.jit(features))(weights, images).module_kept_var_idx)
+    # With a symbolic number of images everything would count as used.
+    used = set(export.export(jax.jit(features))(weights, images(1)).module_kept_var_idx)
     needed = sum(x.nbytes for i, x in enumerate(weights) if i in used)
     if needed > LARGEST_ARTIFACT:
         raise UserError(
-            f"--output={path}: layer {name} needs {needed / 2**30:.1f} GiB of weights, a StableHLO artifact holds less "
-            "than 2 GiB; give a lower --layer, or use to_safetensors"
+            f"--output={path}: layer {name} needs {needed / 1e9:.1f} GB of weights, a StableHLO artifact holds at most "
+            "2 GB; give a lower --layer, or use to_safetensors"
         )
 
     def alone(images: jax.Array) -> jax.Array:
@@ -74,5 +74,6 @@ def write_stablehlo(path: pathlib.Path, model: Model, layer: str | None = None) 
         kept = [x if i in used else jnp.zeros(x.shape, x.dtype) for i, x in enumerate(weights)]
         return features(kept, images)
 
-    artifact = export.export(jax.jit(alone), platforms=PLATFORMS)(images).serialize()
+    (any_number,) = export.symbolic_shape("b")
+    artifact = export.export(jax.jit(alone), platforms=PLATFORMS)(images(any_number)).serialize()
     replace(path, lambda temporary: temporary.write_bytes(artifact))

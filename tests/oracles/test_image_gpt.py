@@ -99,7 +99,7 @@ def test_normed_layers_are_the_features_of_image_gpts_probes(converted):
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_the_round_trip_is_exact_and_transformers_loads_it(converted, tmp_path, scan):
-    theirs, processor, folder, ours, workdir = converted
+    theirs, processor, folder, _, workdir = converted
     if scan:
         convert.from_image_gpt(folder, tmp_path / "scanned", scan_layers=True, say=lambda line: None)
         workdir = tmp_path / "scanned"
