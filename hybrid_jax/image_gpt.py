@@ -166,7 +166,7 @@ def _colours(folder: pathlib.Path, palette: pathlib.Path | None, count: int) -> 
     else:
         path = palette
         try:
-            found = np.load(path, allow_pickle=False)
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"--palette={path}: must be an .npy of numbers, never a pickle ({error})") from error
     colours = None
