@@ -23,7 +23,7 @@ from hybrid_jax import checkpoint, convert, fork, image_gpt, train, train_state
 from hybrid_jax import config as config_lib
 from hybrid_jax.errors import UserError
 from hybrid_jax.evaluate import evaluate_workdir
-from hybrid_jax.models import hybrid, tokens
+from hybrid_jax.models import hybrid
 
 ROOT = pathlib.Path(__file__).parent.parent
 COLOURS, SIDE, WIDTH, DEPTH = 8, 4, 8, 2
@@ -55,24 +55,8 @@ def write(folder, tensors=None, drop=(), **config):
     return folder
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tables_are_made_once():
-    """The table of all pixels takes a second or two, and every load makes it."""
-    make, known = tokens._nearest_colours, {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokens, "_nearest_colours", lambda colours: _once(known, make, colours))
-        yield
-
-
-def _once(known, make, colours):
-    key = colours.tobytes()
-    if key not in known:
-        known[key] = make(colours)
-    return known[key]
-
-
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def workdir(tmp_path_factory, tables_are_made_once):
     """Converted by the command, to be evaluated on the digits."""
     root = tmp_path_factory.mktemp("convert")
     with pytest.MonkeyPatch.context() as patch:

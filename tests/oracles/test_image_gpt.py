@@ -43,7 +43,7 @@ def their_log_probs(theirs, coded, **more):
 
 
 @pytest.fixture(scope="module")
-def converted(tmp_path_factory):
+def converted(tmp_path_factory, tables_are_made_once):
     """Their model and image processor, their folder, our model, its workdir."""
     root = tmp_path_factory.mktemp("image_gpt")
     theirs, processor = write_theirs(root / "theirs", 16, 5, 24, 3, 3)
