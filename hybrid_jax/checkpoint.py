@@ -63,8 +63,10 @@ class Checkpoints:
         """Returns the steps that have a checkpoint, in ascending order."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state, config, fingerprint: str) -> None:
+    def save(self, state, config, fingerprint: str | None) -> None:
         """Starts writing the state; returns as soon as its arrays may be overwritten.
+
+        Without optimizer state and fingerprint it is weights that were not trained here, to be read but not resumed.
 
         Raises:
           StorageError: this save cannot start, the one before has failed, or its checkpoint has been removed.
@@ -174,7 +176,11 @@ class Checkpoints:
         damaged: list[int] = []
         for step in reversed(self.steps()):
             try:
-                accept(self.meta(step))
+                meta = self.meta(step)
+                if "opt_state" not in meta["parts"]:
+                    how = f"begin another run with --fork_from={self._workdir}"
+                    raise UserError(f"--workdir={self._workdir}: holds converted weights without an optimizer; {how}")
+                accept(meta)
                 parts, meta = self.restore(step, targets)
             except DamagedError as error:
                 log(str(error))

@@ -220,6 +220,9 @@ FIELDS: dict[str, Field] = {
         (0.01, 0.1, 1.0, 10.0), "", "inverse L2 strengths tried on validation", **_POSITIVE
     ),
     "eval.linear_probe.max_iterations": Field(300, "iterations", "limit of the L-BFGS solver", **_at_least(1)),
+    "eval.linear_probe.normed": Field(
+        False, "", "read every layer after the norm that follows it, as Image GPT's probes do"
+    ),
     "eval.few_label.shares": Field(
         (0.01, 0.1),
         "share of labels",

@@ -38,7 +38,7 @@ def evaluate_and_report(
     for note in data.notes:
         log(f"  {note}")
     (workdir / "eval").mkdir(exist_ok=True)
-    features = FeatureStore(model, data)
+    features = FeatureStore(model, data, config.eval.linear_probe.normed)
     results = evaluators.evaluate(model, data, config, workdir, log, features, leave_if_asked)
     leave_if_asked()
     for row in results:

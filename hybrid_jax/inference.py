@@ -68,7 +68,7 @@ class Model:
 
         Args:
           images: as said above; of a folder, all its images in the order of their sorted paths.
-          layer: one of `layers`; None = `default_layer`.
+          layer: one of `layers` or `normed_layers`; None = `default_layer`.
 
         Returns:
           (B, D) float32.
@@ -76,7 +76,7 @@ class Model:
         Raises:
           UserError: no such layer, nothing at the path, an unreadable file, or arrays of another shape or dtype.
         """
-        return self._run(self._layer(layer), images)
+        return self._run(self.checked_layer(layer), images)
 
     def embed_files(self, path: Images, layer: str | None = None, on_error: str = "stop") -> dict[str, np.ndarray]:
         """Features and log-likelihoods of files, by name.
@@ -100,7 +100,7 @@ class Model:
         self, inputs: Inputs, layer: str | None = None, on_error: str = "stop"
     ) -> Iterator[dict[str, np.ndarray]]:
         """Yields what `embed_files` returns a batch at a time: only one is in memory."""
-        layer = self._layer(layer)
+        layer = self.checked_layer(layer)
         wanted = [layer, "token_log_prob"] if self.has_likelihood else [layer]
         for chunk, found in self._batches(wanted, inputs, on_error):
             part = {"names": np.array(chunk.names, np.str_), "features": found[layer]}
@@ -108,11 +108,11 @@ class Model:
                 part["log_prob"] = _whole(found["token_log_prob"])
             yield part
 
-    def features(self, images: Images) -> dict[str, np.ndarray]:
-        """Every layer's features: {name: (B, D) float32}, from the first to the last layer."""
-        found = self._run("*", images)
+    def features(self, images: Images, normed: bool = False) -> dict[str, np.ndarray]:
+        """Every layer's features: {name: (B, D) float32}, from the first to the last; `normed_layers` too if asked."""
+        found = self._run(f"*{hybrid.NORMED}" if normed else "*", images)
         # Compiled functions return dicts in alphabetical order.
-        return {name: found[name] for name in self.layers}
+        return {name: found[name] for name in self.layers + (self.normed_layers if normed else ())}
 
     @functools.cached_property
     def layers(self) -> tuple[str, ...]:
@@ -124,6 +124,13 @@ class Model:
         if self.has_likelihood:
             names += [f"decoder/{i + 1}" for i in range(decoder)] + ["decoder"]
         return tuple(names)
+
+    @functools.cached_property
+    def normed_layers(self) -> tuple[str, ...]:
+        """Names that `embed` accepts too: the outputs of blocks (0 = their input) after the norm that follows."""
+        depths = {"encoder": self.config.model.encoder_layers}
+        depths |= {"decoder": self.config.model.decoder_layers} if self.has_likelihood else {}
+        return tuple(f"{name}/{i}{hybrid.NORMED}" for name, depth in depths.items() if depth for i in range(depth + 1))
 
     def token_log_prob(self, images: Images) -> np.ndarray:
         """Exact log-likelihood of each token in generation order: (B, N, S) float32, nats.
@@ -234,25 +241,28 @@ class Model:
         other.palette, other.step = state.palette, int(state.step)
         return other
 
-    def _layer(self, layer: str | None) -> str:
+    def checked_layer(self, layer: str | None) -> str:
+        """Returns the layer's name, by default `default_layer`; raises UserError where there is no such layer."""
         layer = layer or self.default_layer
-        if layer not in self.layers:
-            raise UserError(f"layer {layer!r}: must be one of {', '.join(self.layers)}")
+        if layer not in self.layers + self.normed_layers:
+            known = ", ".join(self.layers)
+            raise UserError(f"layer {layer!r}: must be one of {known}; after a norm {', '.join(self.normed_layers)}")
         return layer
 
     def _function(self, name: str) -> Callable:
         """Returns a jitted (params, palette, images) -> outputs, whole on every device.
 
-        `token_log_prob` gives that, the name of a layer its features, `*` those of all.
+        `token_log_prob` gives that, the name of a layer its features, `*` those of all, `*:normed` normed ones too.
         """
         if name in self._compiled:
             return self._compiled[name]
 
         def function(params, palette, images):
-            coded = tokens.encode(images, self.spec, palette)
-            method = "token_log_prob" if name == "token_log_prob" else "features"
-            found: Any = self._module.apply({"params": params}, coded, palette, method=method)
-            return found[name] if name in self.layers else found
+            if name == "token_log_prob":
+                coded = tokens.encode(images, self.spec, palette)
+                return self._module.apply({"params": params}, coded, palette, method=name)
+            found = hybrid.image_features(self._module, params, images, palette, name.endswith(hybrid.NORMED))
+            return found if name.startswith("*") else found[name]
 
         whole = None if self._mesh is None else sharding.replicated(self._mesh)
         self._compiled[name] = jax.jit(function, out_shardings=whole)

@@ -71,3 +71,21 @@ def command_line():
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture(scope="module")
+def tables_are_made_once():
+    """Keeps the table of all pixels of a palette, which takes seconds and which every load makes."""
+    from hybrid_jax.models import tokens
+
+    make, known = tokens._nearest_colours, {}
+
+    def kept(colours):
+        key = colours.tobytes()
+        if key not in known:
+            known[key] = make(colours)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokens, "_nearest_colours", kept)
+        yield

@@ -64,8 +64,8 @@ class DataSet:
     labelled: tuple[Split, Split | None] | None = None
 
     def check(self, fingerprint: str | None, path: str) -> None:
-        """Raises UserError where this is not the data of a checkpoint; `path` is config.data.path."""
-        if self.fingerprint != fingerprint:
+        """Raises UserError where this is not the data of a checkpoint, if it has any; `path` is config.data.path."""
+        if fingerprint is not None and self.fingerprint != fingerprint:
             allowed = "the images, labels or splits are not those the workdir was trained on; put them back"
             raise reject("data.path", path, f"{allowed}, or train in another --workdir")
 

@@ -49,7 +49,7 @@ def evaluate(
     Raises:
       UserError: a setting that the data cannot serve.
     """
-    features = features or FeatureStore(model, data)
+    features = features or FeatureStore(model, data, config.eval.linear_probe.normed)
     floors = FloorCache(cache_dir)
     results = []
     for name in config.eval.evaluators:

@@ -27,10 +27,11 @@ class FeatureStore:
     Attributes:
       model: anything with `features(images)`, `default_layer`, as `hybrid_jax.load` returns.
       data: a data set with `train`, `validation`, `test`; the last two may be None.
+      normed: whether layers are kept after the norm that follows them too, as `decoder/3:normed`.
     """
 
-    def __init__(self, model, data):
-        self.model, self.data = model, data
+    def __init__(self, model, data, normed: bool = False):
+        self.model, self.data, self.normed = model, data, normed
         self._found: dict[str, dict[str, np.ndarray]] = {}
 
     def layers(self, split: str) -> dict[str, np.ndarray]:
@@ -40,7 +41,8 @@ class FeatureStore:
           ValueError: a feature is not finite.
         """
         if split not in self._found:
-            self._found[split] = self.model.features(getattr(self.data, split).images)
+            asked = {"normed": True} if self.normed else {}
+            self._found[split] = self.model.features(getattr(self.data, split).images, **asked)
             for name, values in self._found[split].items():
                 if not np.isfinite(values).all():
                     raise ValueError(f"layer {name!r}: features of the {split} split are not finite")

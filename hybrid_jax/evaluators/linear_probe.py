@@ -12,6 +12,9 @@ validation images at that C, and the test split is read once. Three variants are
 - `last_four`: the outputs of the last four encoder blocks side by side (of the decoder where there is no
   encoder; of all blocks where there are fewer), before the final norm.
 
+With `eval.linear_probe.normed` all three read the layers whose names end in `:normed`, and no others: a block's output
+(or the stack's input, `decoder/0:normed`) after the norm that follows it, as Image GPT's probes (Chen et al. 2020).
+
 Dimensions: n images, D features, K classes.
 """
 
@@ -28,6 +31,7 @@ from hybrid_jax.evaluators.features import (
     validation_row,
 )
 from hybrid_jax.evaluators.logistic import Spectrum, fit_logistic
+from hybrid_jax.models.hybrid import NORMED
 
 PROTOCOL = "linear-probe-v1"
 LAYER_CHOICE_IMAGES = 5_000
@@ -94,7 +98,8 @@ def layer_scores(
     """Returns {layer: validation accuracy of its probe}, as the best layer is chosen; see the protocol above."""
     y = labels["train"][:LAYER_CHOICE_IMAGES]
     scores: dict[str, float] = {}
-    for name, train in features.layers("train").items():
+    for name in candidates(features):
+        train = features.layers("train")[name]
         parts = {"train": train[:LAYER_CHOICE_IMAGES], "validation": features.layers("validation")[name]}
         x = standardise(parts)
         fitted = fit_logistic(x["train"], y, c, Spectrum.of(x["train"]), max_iterations)
@@ -102,8 +107,19 @@ def layer_scores(
     return scores
 
 
+def candidates(features: FeatureStore) -> list[str]:
+    """Returns the layers that the best is chosen among: of a store with normed layers those, else all."""
+    return [name for name in features.layers("train") if name.endswith(NORMED) == features.normed]
+
+
+def normed_name(layer: str, names: list[str]) -> str:
+    """Returns which of `names`, normed layers, reads the same block as `layer`; of `encoder` its last."""
+    return [name for name in names if name.startswith((f"{layer}{NORMED}", f"{layer}/"))][-1]
+
+
 def last_four(names) -> list[str]:
     """Returns the last four blocks of the encoder, or of the decoder where there is no encoder."""
+    names = [name for name in names if not name.endswith(NORMED)]
     for stack in ("encoder/", "decoder/"):
         numbers = sorted(int(name.removeprefix(stack)) for name in names if name.startswith(stack))
         if numbers:
@@ -178,8 +194,11 @@ def _variants(features: FeatureStore, labels: dict[str, np.ndarray], c: float, l
             **more,
         }
 
-    default = row("default", [features.model.default_layer], "default layer")
-    four = row("last_four", last_four(features.layers("train")), "concatenation of the last four layers")
+    name, names = features.model.default_layer, last_four(features.layers("train"))
+    if features.normed:
+        name, names = normed_name(name, candidates(features)), [f"{name}{NORMED}" for name in names]
+    default = row("default", [name], "default layer")
+    four = row("last_four", names, "concatenation of the last four layers")
     if "validation" not in labels:
         note = "no labelled validation split: C is the middle of the grid, and no best layer is chosen"
         return [{**default, "note": note}, {**four, "note": note}]

@@ -16,6 +16,8 @@ from hybrid_jax.models.heads import LinearHead, MaskedMLPHead, Projection
 from hybrid_jax.models.stacks import Decoder, Encoder
 from hybrid_jax.models.transformer import Constrain
 
+NORMED = ":normed"  # ends the name of a layer that is read after the next norm
+
 
 def _identity(x: jax.Array) -> jax.Array:
     return x
@@ -134,6 +136,10 @@ class HybridModel(nn.Module):
     def features(self, tokens: jax.Array, palette: tokens_lib.Palette | None) -> dict[str, jax.Array]:
         """Mean over positions of every layer, by name.
 
+        Where the collection `intermediates` is mutable, also of what the blocks' first norms give: `decoder/l:normed`
+        is the output of block l (l = 0: the input of the stack) as block l + 1 norms it, the last one as the final
+        norm does, and likewise `encoder/l:normed`. Image GPT's probes read these.
+
         The mask is the one the features were trained under: the view mask where a contrastive branch
         exists, else the causal mask. Names: `embedding`, `encoder/1` .., `encoder`, and where a decoder
         exists `decoder/1` .., `decoder`. Decoder layers always read causally encoded patches.
@@ -151,7 +157,31 @@ class HybridModel(nn.Module):
             if not causal:
                 encoded, _ = self.encoder(tokens, palette, True)
             found = found | self.decoder(encoded, found["embedding"], collect=True)[1]
+        if self.is_mutable_collection("intermediates"):
+            for name, stack in [("encoder", self.encoder), ("decoder", self.decoder)]:
+                if name in found:
+                    found |= _normed(name, stack, found[name])
         return {name: jnp.mean(x, axis=1, dtype=jnp.float32) for name, x in found.items()}
+
+
+def _normed(name: str, stack: nn.Module, last: jax.Array) -> dict[str, jax.Array]:
+    """Returns what the first norms of a stack's blocks gave in its first pass, and `last`, what its final norm did."""
+    kept = stack.variables["intermediates"]["transformer"]
+    if "blocks" in kept:
+        values = list(kept["blocks"]["normed"][0])
+    else:
+        values = [kept[f"block_{i + 1}"]["normed"][0] for i in range(len(kept))]
+    return {f"{name}/{i}{NORMED}": value for i, value in enumerate([*values, last])}
+
+
+def image_features(
+    model: HybridModel, params: Any, images: jax.Array, palette: tokens_lib.Palette | None, normed: bool = False
+) -> dict[str, jax.Array]:
+    """Returns `HybridModel.features` of (B, H, W, C) uint8 images; with `normed` those after a norm too."""
+    tokens = tokens_lib.encode(images, model.spec, palette)
+    mutable = ["intermediates"] if normed else False
+    found: Any = model.apply({"params": params}, tokens, palette, method="features", mutable=mutable)
+    return found[0] if normed else found
 
 
 def default_layer(config) -> str:

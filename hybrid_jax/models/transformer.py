@@ -119,7 +119,10 @@ class Block(nn.Module):
             return Dense(features, use_bias=False, dtype=self.dtype, kernel_init=init, name=name)
 
         x = self.constrain(x)
-        y = rms_norm("attention_norm")(x).astype(self.dtype)
+        y = rms_norm("attention_norm")(x)
+        # Kept only where a caller asks for this collection: Image GPT's features.
+        self.sow("intermediates", "normed", y)
+        y = y.astype(self.dtype)
         qkv = dense(3 * d, "qkv")(y).reshape(b, n, 3, self.num_heads, d // self.num_heads)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         if start is None:
@@ -178,7 +181,9 @@ class Transformer(nn.Module):
             carry = block(carry, causal)
             return carry, carry if collect else None
 
-        scan = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth)
+        scan = nn.scan(
+            body, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True}, length=self.depth
+        )
         x, stacked = scan(make(*fields, name="blocks"), x)
         return x, list(stacked) if collect else []
 

@@ -175,3 +175,20 @@ def test_a_fitted_palette_finds_the_colours_that_are_there():
     assert {tuple(c) for c in found} == {tuple(c) for c in colours.astype(int)}
     with pytest.raises(ValueError, match="5 distinct colours"):
         tokens.fit_palette(images, 6)
+
+
+def test_normed_layers_are_computed_only_when_asked_under_the_features_mask(tiny_config):
+    config = tiny_config(model__encoder_layers=2, model__scan_layers=True, model__remat=True)
+    model, params, _ = setup(config)
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
+    features = jax.jit(hybrid.image_features, static_argnums=(0, 4))
+    plain, found = (features(model, params, images, None, normed) for normed in (False, True))
+    names = {f"encoder/{i}:normed" for i in range(3)} | {f"decoder/{i}:normed" for i in range(2)}
+    assert not names & set(plain) and set(found) == names | set(plain)
+    np.testing.assert_array_equal(found["encoder/2:normed"], found["encoder"])
+    np.testing.assert_array_equal(found["decoder/1:normed"], found["decoder"])
+    # The likelihood's causal pass is another; a model without one has the view pass only.
+    config.objective.generative_weight = 0.0
+    alone = hybrid.build_model(config)
+    views = features(alone, params, images, None, True)
+    np.testing.assert_allclose(found["encoder/1:normed"], views["encoder/1:normed"], rtol=1e-5, atol=1e-6)
