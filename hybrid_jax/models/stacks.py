@@ -125,4 +125,4 @@ class Decoder(nn.Module):
         Intermediates, with `collect`: `decoder/1` .. and `decoder`.
         """
         after = self.inputs(encoded[:, :-1], embedding[:, :-1])
-        return self.states(jnp.concatenate([self.first_input(len(encoded)), after], axis=1), collect)
+        return self.states(jnp.concatenate([self.first_input(encoded.shape[0]), after], axis=1), collect)
