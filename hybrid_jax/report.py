@@ -11,7 +11,7 @@ import numpy as np
 
 from hybrid_jax import config as config_lib
 from hybrid_jax import metrics as metrics_lib
-from hybrid_jax import reference, report_figures, report_images, report_results, report_views
+from hybrid_jax import reference, report_figures, report_images, report_results, report_samples, report_views
 from hybrid_jax.evaluators.features import SPLITS, FeatureStore, has_split
 from hybrid_jax.files import write_whole
 from hybrid_jax.text import printable
@@ -30,7 +30,7 @@ def write_report(
 
     Args:
       workdir: an existing directory.
-      model: a restored checkpoint, as `hybrid_jax.load` returns.
+      model: a restored checkpoint, as `hybrid_jax.load` returns; its config says how many samples are shown.
       data: a data set with `train`, `validation`, `test`, `class_names`, `name`.
       results: as `evaluators.evaluate` returns them; may be empty.
       sample_views: images and their views; None where there are none.
@@ -57,6 +57,8 @@ def write_report(
     if sample_views is not None:
         table = report_views.recipe_table(model.config)
         body.append(_section("Views", table + _figure(*report_views.sheet(sample_views))))
+    asked = model.config.eval.report_samples, model.config.seed
+    body += [_section(*section) for section in report_samples.sections(features, *asked)]
     body += [
         _section("Nearest neighbours", _neighbours(features)),
         _section("Map of the features", _map(features)),

@@ -1,50 +1,15 @@
 """The report's words and table: each result beside its floor, and which of the two is better."""
 
-import dataclasses
 import html
 
 from hybrid_jax.evaluators.features import has_split
+from hybrid_jax.evaluators.sample_quality import HISTOGRAMS, REAL, TRAINING
 from hybrid_jax.reference import Comparison
+from hybrid_jax.report_metrics import METRICS, Metric, metric_of
 
 MOST_DIFFERENCES = 5
 
 
-@dataclasses.dataclass(frozen=True)
-class Metric:
-    """How a metric is told.
-
-    Attributes:
-      title: what it is called.
-      unit: after the value.
-      lower: whether lower is better.
-      share: whether it is a share in [0, 1], told in per cent.
-    """
-
-    title: str
-    unit: str = ""
-    lower: bool = False
-    share: bool = False
-
-    def tell(self, value: float, unit: bool = True) -> str:
-        """Returns the value as text."""
-        return f"{value:.1%}" if self.share else f"{value:.3f}" + (f" {self.unit}" if unit and self.unit else "")
-
-    def lead(self, value: float, floor: float) -> float:
-        """Returns by how much `value` is better than `floor`, in the metric's unit."""
-        return floor - value if self.lower else value - floor
-
-    def gap(self, lead: float) -> str:
-        """Returns the size of a lead as text."""
-        return f"{abs(lead) * 100:.1f} points" if self.share else f"{abs(lead):.3f} {self.unit}".strip()
-
-
-METRICS = {
-    "linear_probe_accuracy": Metric("Linear probe", share=True),
-    "few_label_accuracy": Metric("Few labels", share=True),
-    "knn_accuracy": Metric("k-NN", share=True),
-    "bits_per_dim": Metric("Likelihood", "bits/dim", lower=True),
-    "nats_per_token": Metric("Likelihood", "nats/token", lower=True),
-}
 VARIANTS = {
     "default": "default layer",
     "best_layer": "best layer by validation",
@@ -52,21 +17,17 @@ VARIANTS = {
 }
 
 
-def metric_of(row: dict) -> Metric:
-    """Returns how a result is told; one without an entry goes by its name, higher is better."""
-    name = row["metric"]
-    return METRICS.get(name) or Metric(name.replace("_", " "), share=name.endswith("_accuracy"))
-
-
 def summary(model, data, results: list[dict]) -> str:
     """Returns the run in words: each metric's first result beside its floor, and what is absent."""
     headlines: dict[str, dict] = {}
     for row in results:
-        headlines.setdefault(row["metric"], row)
+        if metric_of(row).headline:
+            headlines.setdefault(row["metric"], row)
     told = "; ".join(_clause(row) for row in headlines.values()) or "nothing was evaluated"
     text = f"After {model.step:,} steps on {data.name}: {told}."
     have = {metric_of(row).title for row in results}
-    missing = [m for m in {m.title: m for m in METRICS.values()}.values() if m.title not in have]
+    usual = {m.title: m for m in METRICS.values() if not m.samples}
+    missing = [m for title, m in usual.items() if title not in have]
     reasons = [f"{_inside(m.title)} ({_reason(m, model, data)})" for m in missing]
     return text + (f" Not measured: {', '.join(reasons)}." if reasons else "")
 
@@ -97,14 +58,32 @@ def _clause(row: dict) -> str:
 
 def verdict(row: dict) -> str:
     """Returns how a result compares with the best of its floors; within two standard errors it does not."""
-    floors = (row.get("floor") or {}).values()
+    floors = row.get("floor") or {}
     if not floors:
         return "no floor applies"
     metric = metric_of(row)
-    lead = min(metric.lead(row["value"], floor) for floor in floors)
+    if REAL in floors or TRAINING in floors:
+        return _between(row, metric)
+    lead = min(metric.lead(row["value"], floor) for floor in floors.values())
     if abs(lead) <= 2 * (row.get("standard_error") or 0):
         return f"no clear difference, {metric.gap(lead)}"
     return f"{'better' if lead > 0 else 'worse'} than its floor by {metric.gap(lead)}"
+
+
+def _between(row: dict, metric: Metric) -> str:
+    """Where samples stand between histogram samples and real images."""
+    floors, value = row["floor"], row["value"]
+    real, blind = floors.get(REAL, floors.get(TRAINING)), floors[HISTOGRAMS]
+    if row["metric"] == "near_copy_share":
+        unusual = value - real > 2 * (row.get("standard_error") or 0) or row["exact_copies"] > 0
+        return "worse than real images: look for copies" if unusual else "no more than among real images"
+    span = metric.lead(real, blind)
+    if span <= 0:
+        return "histogram samples do as well as real images: it tells nothing here"
+    share = metric.lead(value, blind) / span
+    if share <= 0:
+        return "worse than histogram samples"
+    return f"better than histogram samples: {min(share, 1):.0%} of the way to real images"
 
 
 def table(results: list[dict]) -> str:
@@ -118,6 +97,12 @@ def table(results: list[dict]) -> str:
         "it are of no use for that task. ± is one standard error over test images (few labels: and "
         "over draws of the labels); a difference within two of them is called unclear."
     )
+    if any(metric_of(row).samples for row in results):
+        caption += (
+            " Samples stand between two others in their place: images of independent pixels (histogram samples), and "
+            "real images, which no model is asked to beat. These numbers depend on the encoder and the number of "
+            "samples: compare them only where both are equal, and never with a published FID."
+        )
     rows = "".join(_table_row(row) for row in results)
     return f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div><p class="caption">{caption}</p>'
 
@@ -133,7 +118,7 @@ def _table_row(row: dict) -> str:
         ("tight", html.escape(value)),
         ("", html.escape(_floors(row) or "none")),
         (tone, html.escape(words)),
-        ("tight", html.escape(f"{row['n']:,} {row['split']}")),
+        ("tight", html.escape(f"{row['n']:,} {'samples' if metric.samples else row['split']}")),
         ("tight", html.escape(row["protocol"])),
     ]
     return "<tr>" + "".join(f'<td class="{kind}">{text}</td>' for kind, text in cells) + "</tr>"
@@ -150,11 +135,19 @@ def _floors(row: dict) -> str:
 
 
 def _details(row: dict) -> list[str]:
-    details = ["lower is better"] if metric_of(row).lower else []
+    metric = metric_of(row)
+    details = [metric.meaning] if metric.meaning else []
+    details += ["lower is better"] if metric.lower else []
     known = {"layer": "{}", "C": "C = {:g}", "k": "k = {}", "temperature": "temperature {:g}"}
     details += [text.format(row[key]) for key, text in known.items() if row.get(key) is not None]
     if len(row.get("c_values", ())) > 1 and row["C"] == max(row["c_values"]):
         details.append("the largest C that was tried: a wider grid may give more")
+    if row.get("encoder"):
+        details.append(f"encoder {row['encoder']}")
+    if row.get("exact_copies") is not None:
+        details.append(f"exact copies: {row['exact_copies']}")
+    if row.get("labeller_accuracy") is not None:
+        details.append(f"the naming classifier is right on {row['labeller_accuracy']:.1%} of the test images")
     if row.get("n_train"):
         details.append(f"{row['n_train']:,} labels")
     if row.get("train_value") is not None:

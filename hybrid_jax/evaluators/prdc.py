@@ -32,7 +32,8 @@ def precision_recall_density_coverage(real: np.ndarray, samples: np.ndarray, k: 
       `coverage` (n,) bool, whether a sample lies in the real image's ball.
     """
     real, samples = _centred(real, samples)
-    real_radii, sample_radii = radii(real, k), radii(samples, k)
+    # Whether a point on the edge of a ball lies inside must be no chance of rounding.
+    real_radii, sample_radii = (radii(x, k) * (1 - 1e-9) for x in (real, samples))
     density, recall, coverage = [], np.zeros(len(real), bool), np.zeros(len(real), bool)
     for rows, squares in _snapped(samples, real):
         inside = squares < real_radii
@@ -49,7 +50,9 @@ def radii(x: np.ndarray, k: int) -> np.ndarray:
     for rows, squares in _snapped(x, x):
         # A point is its own nearest, also where others are equal to it.
         squares[np.arange(len(squares)), np.arange(rows.start, rows.stop)] = -1
-        found.append(np.partition(squares, k, axis=1)[:, k])
+        squares.partition(k, axis=1)
+        # A view would keep all of the distances.
+        found.append(squares[:, k].copy())
     return np.concatenate(found)
 
 

@@ -80,7 +80,7 @@ class Judge:
         said, name = self._labeller.predict(raw_pixels(images)), "classification_accuracy_score"
         hits = classification_score.score(self.encoder.embed(images), said, self._labelled)
         told = {"labeller_accuracy": self._labeller_accuracy, "labelled_classes": len(np.unique(said))}
-        return [Score(name, "", split, values, told) for split, values in hits.items()]
+        return [Score(name, "", split, values, {**told, "n_real": len(values)}) for split, values in hits.items()]
 
     @functools.cached_property
     def _bank(self) -> np.ndarray:
