@@ -17,8 +17,11 @@ from hybrid_jax.checkpoint import Checkpoints, DamagedError
 from hybrid_jax.data.inputs import Images, Inputs, open_inputs
 from hybrid_jax.data.store_writer import Chunk
 from hybrid_jax.errors import UserError
+from hybrid_jax.generation import Generator, as_key, kept_patches, make_draw
 from hybrid_jax.models import hybrid, tokens
 from hybrid_jax.step_choice import choose_steps
+
+_NO_LIKELIHOOD = "this checkpoint has no likelihood: it was trained with objective.generative_weight=0"
 
 
 class Model:
@@ -54,6 +57,7 @@ class Model:
         self._compiled: dict[str, Callable] = {}
         constrain = {} if mesh is None else {"constrain": sharding.constrain_batch(mesh)}
         self._module = hybrid.build_model(config, **constrain)
+        self._generator = Generator(self._module, mesh)
         self.spec = self._module.spec
         self.has_likelihood, self.has_contrastive = self._module.generative, self._module.contrastive
         self.default_layer = hybrid.default_layer(config)
@@ -128,7 +132,7 @@ class Model:
           UserError: the checkpoint has no likelihood (generative_weight = 0).
         """
         if not self.has_likelihood:
-            raise UserError("this checkpoint has no likelihood: it was trained with objective.generative_weight=0")
+            raise UserError(_NO_LIKELIHOOD)
         return self._run("token_log_prob", images)
 
     def log_prob(self, images: Images) -> np.ndarray:
@@ -144,6 +148,83 @@ class Model:
         if self.spec.kind == "palette":
             raise UserError("bits_per_dim: palette tokens are lossy; use log_prob, in nats")
         return -self.log_prob(images) / (math.prod(self.spec.image_shape) * math.log(2))
+
+    def sample(
+        self,
+        rng: int | jax.Array,
+        num: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> np.ndarray:
+        """Draws images from the model; at temperature 1 and without truncation exactly from its distribution.
+
+        Args:
+          rng: a key or a seed; image n depends on it and on n, not on `num`.
+          num: how many.
+          temperature: divides the tokens' log-probabilities; 0 = always the likeliest token.
+          top_k: only the k likeliest tokens; None = all.
+          top_p: only the fewest tokens whose probabilities, after the above, sum to at least this; None = all.
+
+        Returns:
+          (num, H, W, C) uint8; of tokens coarser than pixels the middle of each bin, or the palette's colours.
+
+        Raises:
+          UserError: no likelihood, or a setting that is not allowed.
+        """
+        if num < 1:
+            raise UserError(f"num={num}: must be at least 1")
+        blank = np.zeros((num, *self.spec.image_shape), np.uint8)
+        return np.concatenate(list(self.completions(blank, 0, rng, temperature, top_k, top_p)))
+
+    def complete(
+        self,
+        images: Images,
+        num_rows: int | None,
+        rng: int | jax.Array,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        num_patches: int | None = None,
+    ) -> np.ndarray:
+        """Keeps the beginning of each image and draws the rest given it.
+
+        Args:
+          images: as said above.
+          num_rows: how many of the first pixel rows are kept, a multiple of the patch size; None where
+            `num_patches` says it.
+          rng, temperature, top_k, top_p: as in `sample`.
+          num_patches: how many of the first patches, in raster order, are kept instead.
+
+        Returns:
+          (B, H, W, C) uint8; the kept part is the image's own.
+
+        Raises:
+          UserError: as `sample`, or a part that no image has.
+        """
+        kept = kept_patches(self.spec, num_rows, num_patches)
+        return np.concatenate(list(self.completions(images, kept, rng, temperature, top_k, top_p)))
+
+    def completions(
+        self,
+        images: Images | Inputs,
+        num_patches: int,
+        rng: int | jax.Array,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Yields what `complete` returns a batch at a time."""
+        if not self.has_likelihood:
+            raise UserError(f"samples: {_NO_LIKELIHOOD}")
+        draw, key, inputs = make_draw(temperature, top_k, top_p), as_key(rng), open_inputs(images)
+        size, first = self._generator.batch_size(len(inputs), self.config.eval.batch_size), 0
+        for chunk in inputs.chunks(self.spec.image_shape[:2], self.spec.channels, size, "stop"):
+            count = len(chunk.images)
+            whole = np.pad(chunk.images, [(0, size - count), (0, 0), (0, 0), (0, 0)])
+            done = self._generator.complete(self.params, self.palette, key, whole, first, num_patches, draw)
+            yield done[:count]
+            first += count
 
     def with_state(self, state) -> "Model":
         """Returns the same model with a train state's parameters; what is compiled is shared."""

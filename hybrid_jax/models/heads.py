@@ -6,10 +6,12 @@ Dimensions: B batch, N patches, S tokens per patch, V vocabulary, D width, M hid
 import math
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
 from hybrid_jax.losses import token_nll
+from hybrid_jax.models.tokens import TokenSpec
 from hybrid_jax.models.transformer import ACTIVATIONS, Dense
 
 
@@ -39,15 +41,31 @@ class Projection(nn.Module):
 class LinearHead(nn.Module):
     """S = 1: a bias-free linear map to V logits that starts at zero, so at the uniform distribution."""
 
-    vocab_size: int
+    spec: TokenSpec
 
-    @nn.compact
+    def setup(self) -> None:
+        init = nn.initializers.zeros
+        self.logits = Dense(self.spec.vocab_size, use_bias=False, kernel_init=init)
+
     def __call__(self, states: jax.Array, tokens: jax.Array, values: jax.Array) -> jax.Array:
         """(B, N, D) states, (B, N, 1) tokens -> (B, N, 1) float32 log-probabilities, nats."""
         del values
         # Logits are not rounded to `dtype`: a softmax would see it.
-        dense = Dense(self.vocab_size, use_bias=False, kernel_init=nn.initializers.zeros, name="logits")
-        return -token_nll(dense(states.astype(jnp.float32))[..., None, :], tokens)
+        return -token_nll(self.logits(states.astype(jnp.float32))[..., None, :], tokens)
+
+    def begin(self, states: jax.Array) -> jax.Array:
+        """(B, D) states of one patch -> what `next` reads."""
+        return nn.log_softmax(self.logits(states.astype(jnp.float32)))
+
+    def next(self, progress: jax.Array, j: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Log-probabilities of a patch's only token: (B, V) float32, nats, and the progress."""
+        del j
+        return progress, progress
+
+    def observe(self, progress: jax.Array, j: jax.Array, token: jax.Array, value: jax.Array) -> jax.Array:
+        """Takes a patch's only token, after which there is nothing to know."""
+        del j, token, value
+        return progress
 
 
 # What a token tells those after it in its patch: its value(s) and a learned look-up, this many in all.
@@ -79,11 +97,30 @@ class MaskedMLPHead(nn.Module):
     the last layers start at zero.
     """
 
-    vocab_size: int
+    spec: TokenSpec
+    width: int
     activation: str
     dtype: jnp.dtype
 
-    @nn.compact
+    def setup(self) -> None:
+        spec, s = self.spec, self.spec.tokens_per_patch
+        units, zeros = hidden_units(self.width, s), nn.initializers.zeros
+        high_size, low_size = factor_sizes(spec.vocab_size)
+        self.token_features = nn.Embed(spec.vocab_size, TOKEN_FEATURES - spec.values_per_token, dtype=self.dtype)
+        self.from_state = Dense(s * units, dtype=self.dtype)
+        self.from_tokens_kernel = self._triangular_param("from_tokens", TOKEN_FEATURES, units)
+        self.hidden_bias = self.param("hidden_bias", zeros, (s, units))
+        self.hidden_kernel = self._triangular_param("hidden", units, units)
+        # Each token has its own matrix in the last layers.
+        self.high_kernel = self.param("high_kernel", zeros, (s, units, high_size))
+        self.high_embedding = self.param("high_embedding", nn.initializers.normal(0.5), (s, high_size, units))
+        self.low_kernel = self.param("low_kernel", zeros, (s, units, low_size))
+        self.valid = jnp.clip(spec.vocab_size - low_size * jnp.arange(high_size), 0, low_size)
+
+    def _triangular_param(self, name: str, features: int, units: int) -> jax.Array:
+        s = self.spec.tokens_per_patch
+        return self.param(f"{name}_kernel", nn.initializers.normal((s * features) ** -0.5), (s, features, s, units))
+
     def __call__(self, states: jax.Array, tokens: jax.Array, values: jax.Array) -> jax.Array:
         """Log-probability of each token given everything before it.
 
@@ -95,44 +132,82 @@ class MaskedMLPHead(nn.Module):
         Returns:
           (B, N, S) float32, nats.
         """
-        high_size, low_size = factor_sizes(self.vocab_size)
+        low_size = self.low_kernel.shape[-1]
         high, low = tokens // low_size, tokens % low_size
         hidden = self._hidden(states, tokens, values)
         act = ACTIVATIONS[self.activation]
-        valid = jnp.clip(self.vocab_size - low_size * jnp.arange(high_size), 0, low_size)
-        high_logits = self._per_token("high", act(hidden), high_size) + jnp.log(valid)
-        s, units = hidden.shape[-2:]
-        table = self.param("high_embedding", nn.initializers.normal(0.5), (s, high_size, units))
-        given_high = table.astype(self.dtype)[jnp.arange(s), high]
-        low_logits = self._per_token("low", act(hidden + given_high), low_size)
-        allowed = jnp.arange(low_size) < valid[high][..., None]
+        high_logits = _per_token(act(hidden), self.high_kernel) + jnp.log(self.valid)
+        given_high = self.high_embedding.astype(self.dtype)[jnp.arange(tokens.shape[2]), high]
+        low_logits = _per_token(act(hidden + given_high), self.low_kernel)
+        allowed = jnp.arange(low_size) < self.valid[high][..., None]
         low_logits = jnp.where(allowed, low_logits, -1e30)
         return -token_nll(high_logits, high) - token_nll(low_logits, low)
 
     def _hidden(self, states: jax.Array, tokens: jax.Array, values: jax.Array) -> jax.Array:
         """(B, N, D) states, (B, N, S) tokens and their values -> (B, N, S, M) pre-activations."""
-        b, n, d = states.shape
-        s = tokens.shape[2]
-        units = hidden_units(d, s)
-        learned = TOKEN_FEATURES - values.shape[-1]
-        table = nn.Embed(self.vocab_size, learned, dtype=self.dtype, name="token_features")
-        seen = jnp.concatenate([table(tokens), values.astype(self.dtype)], axis=-1)
-        x = Dense(s * units, dtype=self.dtype, name="from_state")(states)
+        b, n, s = tokens.shape
+        x = self.from_state(states)
         earlier, up_to = jnp.tril(jnp.ones((s, s)), -1), jnp.tril(jnp.ones((s, s)))
-        x = x + self._triangular("from_tokens", seen, units, earlier).reshape(b, n, -1)
-        x = ACTIVATIONS[self.activation](x).reshape(b, n, s, units)
-        bias = self.param("hidden_bias", nn.initializers.zeros, (s, units))
-        return self._triangular("hidden", x, units, up_to) + bias.astype(self.dtype)
+        x = x + self._triangular(self.from_tokens_kernel, self._seen(tokens, values), earlier).reshape(b, n, -1)
+        x = ACTIVATIONS[self.activation](x).reshape(b, n, s, -1)
+        return self._triangular(self.hidden_kernel, x, up_to) + self.hidden_bias.astype(self.dtype)
 
-    def _triangular(self, name: str, x: jax.Array, units: int, mask: jax.Array) -> jax.Array:
-        """(B, N, S, F) -> (B, N, S, units): output token j reads the input tokens that mask[j] allows."""
+    def _seen(self, tokens: jax.Array, values: jax.Array) -> jax.Array:
+        """What a token tells later ones: (...) tokens, (..., values_per_token) -> (..., TOKEN_FEATURES)."""
+        return jnp.concatenate([self.token_features(tokens), values.astype(self.dtype)], axis=-1)
+
+    def _triangular(self, kernel: jax.Array, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """(B, N, S, F) -> (B, N, S, M): output token j reads the input tokens that mask[j] allows."""
         b, n, s, f = x.shape
-        init = nn.initializers.normal((s * f) ** -0.5)
-        kernel = self.param(f"{name}_kernel", init, (s, f, s, units)) * mask.T[:, None, :, None]
-        y = x.reshape(b * n, s * f) @ kernel.reshape(s * f, s * units).astype(self.dtype)
-        return y.reshape(b, n, s, units)
+        masked = (kernel * mask.T[:, None, :, None]).reshape(s * f, -1).astype(self.dtype)
+        return (x.reshape(b * n, s * f) @ masked).reshape(b, n, s, -1)
 
-    def _per_token(self, name: str, x: jax.Array, features: int) -> jax.Array:
-        """(B, N, S, M) -> (B, N, S, features) float32: token j has its own matrix j, which starts at zero."""
-        kernel = self.param(f"{name}_kernel", nn.initializers.zeros, (x.shape[-2], x.shape[-1], features))
-        return jnp.einsum("bnsm,smf->bnsf", x.astype(jnp.float32), kernel)
+    def begin(self, states: jax.Array) -> "Progress":
+        """(B, D) states of one patch, of which no token is known -> what `next` and `observe` read."""
+        b, (s, units) = len(states), self.hidden_bias.shape
+        first = self.from_state(states).reshape(b, s, units)
+        return Progress(first, jnp.broadcast_to(self.hidden_bias.astype(self.dtype), (b, s, units)))
+
+    def next(self, progress: "Progress", j: jax.Array) -> tuple[jax.Array, "Progress"]:
+        """Distribution of token j, once, after all earlier ones were observed.
+
+        Args:
+          progress: of the patch.
+          j: () int32.
+
+        Returns:
+          (B, V) float32 log-probabilities, nats; the progress.
+        """
+        act = ACTIVATIONS[self.activation]
+        unit = act(progress.first[:, j])
+        # What this adds to tokens before j nobody reads any more, so no mask is needed.
+        second = progress.second + jnp.einsum("bm,msu->bsu", unit, self.hidden_kernel[j].astype(self.dtype))
+        hidden = second[:, j]
+        high = nn.log_softmax(act(hidden).astype(jnp.float32) @ self.high_kernel[j] + jnp.log(self.valid))
+        given_high = act(hidden[:, None] + self.high_embedding[j].astype(self.dtype)).astype(jnp.float32)
+        allowed = jnp.arange(self.low_kernel.shape[-1]) < self.valid[:, None]
+        low = nn.log_softmax(jnp.where(allowed, given_high @ self.low_kernel[j], -1e30))
+        log_probs = (high[:, :, None] + low).reshape(len(high), -1)[:, : self.spec.vocab_size]
+        return log_probs, progress.replace(second=second)
+
+    def observe(self, progress: "Progress", j: jax.Array, token: jax.Array, value: jax.Array) -> "Progress":
+        """Takes token j: (B,) int32 and its dequantised (B, values_per_token) float32."""
+        seen = self._seen(token, value)
+        told = jnp.einsum("bf,fsu->bsu", seen, self.from_tokens_kernel[j].astype(self.dtype))
+        return progress.replace(first=progress.first + told)
+
+
+class Progress(flax.struct.PyTreeNode):
+    """What the tokens of a patch so far have told the later ones, in the two layers of `MaskedMLPHead`.
+
+    Attributes:
+      first, second: (B, S, M) pre-activations, of which those of token j are complete when it is next.
+    """
+
+    first: jax.Array
+    second: jax.Array
+
+
+def _per_token(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """(B, N, S, M) and a matrix (M, features) for each token -> (B, N, S, features) float32."""
+    return jnp.einsum("bnsm,smf->bnsf", x.astype(jnp.float32), kernel)

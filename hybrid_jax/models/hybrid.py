@@ -13,106 +13,12 @@ import ml_collections
 
 from hybrid_jax.models import tokens as tokens_lib
 from hybrid_jax.models.heads import LinearHead, MaskedMLPHead, Projection
-from hybrid_jax.models.transformer import Constrain, Dense, Transformer, rms_norm
-
-POSITION_INIT = nn.initializers.normal(0.02)
+from hybrid_jax.models.stacks import Decoder, Encoder
+from hybrid_jax.models.transformer import Constrain
 
 
 def _identity(x: jax.Array) -> jax.Array:
     return x
-
-
-class PatchEmbedding(nn.Module):
-    """Linear map of a patch's dequantised values; a look-up table where a patch is one token."""
-
-    spec: tokens_lib.TokenSpec
-    width: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, tokens: jax.Array, palette: tokens_lib.Palette | None) -> jax.Array:
-        """(B, N, S) int32 -> (B, N, D)."""
-        if self.spec.tokens_per_patch == 1:
-            return nn.Embed(self.spec.vocab_size, self.width, dtype=self.dtype, name="table")(tokens[..., 0])
-        values = tokens_lib.dequantise(tokens, self.spec, palette)
-        flat = values.reshape(*values.shape[:2], -1).astype(self.dtype)
-        return Dense(self.width, dtype=self.dtype, name="linear")(flat)
-
-
-class Encoder(nn.Module):
-    """Patch embedding, learned positions, blocks, final norm; with no blocks only the embedding."""
-
-    spec: tokens_lib.TokenSpec
-    width: int
-    dtype: jnp.dtype
-    stack: dict[str, Any]
-
-    @nn.compact
-    def __call__(
-        self,
-        tokens: jax.Array,
-        palette: tokens_lib.Palette | None,
-        causal: bool,
-        keep: jax.Array | None = None,
-        collect: bool = False,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Encodes patches.
-
-        Args:
-          tokens: (B, Q, S) int32; all N patches, or the kept ones.
-          palette: of the palette kind.
-          causal: the mask over patches.
-          keep: (B, Q) which patches these are; None means all, in order.
-          collect: also return every block's output.
-
-        Returns:
-          (B, Q, D) encoded patches, and intermediates: `embedding` (before positions) and, with
-          `collect`, `encoder/1` .. and `encoder`.
-        """
-        embedding = PatchEmbedding(self.spec, self.width, self.dtype, name="patch_embedding")(tokens, palette)
-        intermediates = {"embedding": embedding}
-        if self.stack["depth"] == 0:
-            return embedding, intermediates
-        positions = self.param("positions", POSITION_INIT, (self.spec.num_patches, self.width))
-        positions = positions.astype(self.dtype)
-        x = embedding + (positions if keep is None else positions[keep])
-        x, layers = Transformer(**self.stack, name="transformer")(x, causal, collect)
-        x = rms_norm("norm")(x).astype(self.dtype)
-        if collect:
-            intermediates |= {f"encoder/{i + 1}": layer for i, layer in enumerate(layers)}
-            intermediates["encoder"] = x
-        return x, intermediates
-
-
-class Decoder(nn.Module):
-    """Causal blocks over the encoder's output shifted by one patch."""
-
-    spec: tokens_lib.TokenSpec
-    width: int
-    dtype: jnp.dtype
-    stack: dict[str, Any]
-    skip: bool
-
-    @nn.compact
-    def __call__(
-        self, encoded: jax.Array, embedding: jax.Array, collect: bool = False
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """(B, N, D) encoded patches and patch embeddings -> (B, N, D) states, state i from patches < i.
-
-        Intermediates, with `collect`: `decoder/1` .. and `decoder`.
-        """
-        start = self.param("start", POSITION_INIT, (self.width,)).astype(self.dtype)
-        positions = self.param("positions", POSITION_INIT, (self.spec.num_patches, self.width))
-        x = encoded[:, :-1]
-        if self.skip:
-            x = x + Dense(self.width, use_bias=False, dtype=self.dtype, name="skip")(embedding[:, :-1])
-        start = jnp.broadcast_to(start, (x.shape[0], 1, self.width))
-        x = jnp.concatenate([start, x], axis=1) + positions.astype(self.dtype)
-        x, layers = Transformer(**self.stack, name="transformer")(x, True, collect)
-        x = rms_norm("norm")(x).astype(self.dtype)
-        if not collect:
-            return x, {}
-        return x, {f"decoder/{i + 1}": layer for i, layer in enumerate(layers)} | {"decoder": x}
 
 
 class HybridModel(nn.Module):
@@ -148,8 +54,7 @@ class HybridModel(nn.Module):
         skip = c.decoder_skip and c.encoder_layers > 0
         self.decoder = Decoder(self.spec, c.width, dtype, {"depth": c.decoder_layers, **common}, skip)
         linear = self.spec.tokens_per_patch == 1
-        vocab = self.spec.vocab_size
-        self.head = LinearHead(vocab) if linear else MaskedMLPHead(vocab, c.activation, dtype)
+        self.head = LinearHead(self.spec) if linear else MaskedMLPHead(self.spec, c.width, c.activation, dtype)
         self.projection = Projection(tuple(c.projection_dims), c.activation, dtype)
 
     def __call__(self, tokens: jax.Array, palette: tokens_lib.Palette | None) -> None:
@@ -175,6 +80,40 @@ class HybridModel(nn.Module):
         states, _ = self.decoder(encoded, intermediates["embedding"])
         values = tokens_lib.dequantise(tokens, self.spec, palette)
         return self.head(states, tokens, values)
+
+    def first_input(self, batch: int) -> jax.Array:
+        """Returns the decoder's (B, 1, D) input where no patch is known."""
+        return self.decoder.first_input(batch)
+
+    def read(self, tokens: jax.Array, palette: tokens_lib.Palette | None, start: jax.Array) -> jax.Array:
+        """Encodes patches in their order, with a cache of those before.
+
+        Args:
+          tokens: (B, Q, S) int32, of the patches from `start` on.
+          palette: of the palette kind.
+          start: () int32.
+
+        Returns:
+          (B, Q, D), the decoder's inputs at the positions after these patches.
+        """
+        encoded, intermediates = self.encoder(tokens, palette, causal=True, start=start)
+        return self.decoder.inputs(encoded, intermediates["embedding"])
+
+    def states(self, inputs: jax.Array, start: jax.Array) -> jax.Array:
+        """The decoder's (B, Q, D) states of the positions from `start` on, with a cache of those before."""
+        return self.decoder.states(inputs, start=start)[0]
+
+    def begin_patch(self, states: jax.Array) -> Any:
+        """(B, D) states of one position -> the head's progress in that patch."""
+        return self.head.begin(states)
+
+    def next_token(self, progress: Any, j: jax.Array) -> tuple[jax.Array, Any]:
+        """Log-probabilities of token j of the patch, (B, V) float32, nats; and the progress."""
+        return self.head.next(progress, j)
+
+    def observe_token(self, progress: Any, j: jax.Array, token: jax.Array, palette: tokens_lib.Palette | None) -> Any:
+        """Takes (B,) int32, token j of the patch."""
+        return self.head.observe(progress, j, token, tokens_lib.dequantise(token, self.spec, palette))
 
     def view_embedding(
         self, tokens: jax.Array, palette: tokens_lib.Palette | None, keep: jax.Array | None = None

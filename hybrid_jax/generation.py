@@ -1,0 +1,115 @@
+"""Samples and completions in batches of bounded memory, over all devices of a mesh.
+
+Dimensions: B images, N patches, S tokens per patch, K known patches, H W C image.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from hybrid_jax import sharding
+from hybrid_jax.errors import UserError
+from hybrid_jax.models import tokens as tokens_lib
+from hybrid_jax.models.hybrid import HybridModel
+from hybrid_jax.models.sampler import Draw, sample_tokens, sequential
+
+# Keys and values of a batch, on each device; what XLA copies of them while they grow comes to as much again.
+CACHE_BYTES = 2**30
+
+
+def make_draw(temperature: float, top_k: int | None, top_p: float | None) -> Draw:
+    """Returns how tokens are drawn; raises UserError for what no distribution has."""
+    if not (temperature >= 0 and math.isfinite(temperature)):
+        raise UserError(f"temperature={temperature}: must be at least 0 (0 = always the likeliest token)")
+    if top_k is not None and top_k < 1:
+        raise UserError(f"top_k={top_k}: must be at least 1")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"top_p={top_p}: must lie in (0, 1]")
+    return Draw(jnp.float32(temperature), None if top_p is None else jnp.float32(top_p), top_k, temperature == 0)
+
+
+def as_key(rng: int | jax.Array) -> jax.Array:
+    """Returns a key: the one given, or that of a seed."""
+    return rng if isinstance(rng, jax.Array) else jax.random.key(rng)
+
+
+def kept_patches(spec: tokens_lib.TokenSpec, num_rows: int | None, num_patches: int | None) -> int:
+    """Returns how many of an image's first patches are kept; raises UserError for what is no such number."""
+    if (num_rows is None) == (num_patches is None):
+        raise UserError(f"num_rows={num_rows}, num_patches={num_patches}: must be one of the two")
+    if num_patches is not None:
+        if not 0 <= num_patches <= spec.num_patches:
+            raise UserError(f"num_patches={num_patches}: must lie in [0, {spec.num_patches}]")
+        return num_patches
+    assert num_rows is not None
+    if num_rows % spec.patch_size or not 0 <= num_rows <= spec.height:
+        allowed = f"must be a multiple of the patch size {spec.patch_size} in [0, {spec.height}]"
+        raise UserError(f"num_rows={num_rows}: {allowed}")
+    return num_rows // spec.patch_size * (spec.width // spec.patch_size)
+
+
+class Generator:
+    """Draws what follows the known patches of each image.
+
+    Image n draws by fold_in(key, n): the same numbers whatever the batch, the devices and the processes.
+    """
+
+    def __init__(self, module: HybridModel, mesh: Mesh | None):
+        """Takes a model with a generative branch; with a mesh, batches are cut over it."""
+        self._config, self._spec, self._mesh = module.config, module.spec, mesh
+        whole = None if mesh is None else sharding.replicated(mesh)
+
+        def function(params, palette, key, rows, prompt, draw):
+            keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+            drawn, _ = sample_tokens(sequential(module, params, palette), keys, prompt, draw)
+            return tokens_lib.decode(drawn, module.spec, palette)
+
+        self._function = jax.jit(function, out_shardings=whole)
+        self._encode = jax.jit(lambda images, palette: tokens_lib.encode(images, module.spec, palette))
+
+    def batch_size(self, count: int, at_once: int) -> int:
+        """Returns how many of `count` images to draw together: at most `at_once`, less where memory allows less."""
+        c = self._config
+        each = 2 * (c.encoder_layers + c.decoder_layers) * self._spec.num_patches * c.width
+        fits = max(1, CACHE_BYTES // (each * jnp.dtype(c.dtype).itemsize))
+        devices = 1 if self._mesh is None else self._mesh.size
+        size = min(at_once, 2 ** math.ceil(math.log2(count)), fits * devices)
+        return -(-size // devices) * devices
+
+    def complete(
+        self, params: Any, palette: Any, key: jax.Array, images: np.ndarray, first: int, num_patches: int, draw: Draw
+    ) -> np.ndarray:
+        """Completes a batch.
+
+        Args:
+          params, palette: of the model.
+          key: of the whole job.
+          images: (B, H, W, C) uint8, of which the known patches are read.
+          first: the number of the first of them in the job.
+          num_patches: K, from 0 to N.
+          draw: how tokens are drawn.
+
+        Returns:
+          (B, H, W, C) uint8; in the known patches the images themselves.
+        """
+        rows = self._placed(first + np.arange(len(images), dtype=np.int32))
+        prompt = self._placed(np.asarray(self._encode(images, palette)[:, :num_patches]))
+        drawn = np.asarray(self._function(params, palette, key, rows, prompt, draw))
+        return np.where(known_pixels(self._spec, num_patches), images, drawn)
+
+    def _placed(self, batch: np.ndarray) -> jax.Array:
+        """(B, ...) of the host -> the same on the devices."""
+        if self._mesh is None:
+            return jnp.asarray(batch)
+        return sharding.global_batch(batch[sharding.local_rows(self._mesh, len(batch))], self._mesh, len(batch))
+
+
+def known_pixels(spec: tokens_lib.TokenSpec, num_patches: int) -> np.ndarray:
+    """Returns (H, W, 1) bool: the pixels of the first patches in raster order."""
+    rows, columns = spec.height // spec.patch_size, spec.width // spec.patch_size
+    known = (np.arange(rows * columns) < num_patches).reshape(rows, columns, 1)
+    return known.repeat(spec.patch_size, axis=0).repeat(spec.patch_size, axis=1)
