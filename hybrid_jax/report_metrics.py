@@ -51,32 +51,30 @@ METRICS = {
     "bits_per_dim": Metric("Likelihood", "bits/dim", lower=True),
     "nats_per_token": Metric("Likelihood", "nats/token", lower=True),
     "frechet_distance": _of_samples(
-        "Samples: Frechet distance", "how far the samples' features lie from training images' as a whole", lower=True
+        "Samples' Frechet distance", "how far the samples' features, as a whole, lie from training images'", lower=True
     ),
     "precision": _of_samples(
-        "Samples: precision", "samples that lie where training images lie: are they realistic?", share=True
+        "Precision", "samples that lie where training images lie: are they realistic?", share=True
     ),
     "recall": _of_samples(
-        "Samples: recall",
+        "Recall",
         "training images that lie where samples lie: is everything drawn? High for any samples far apart: read "
         "coverage first",
         share=True,
     ),
-    "density": _of_samples(
-        "Samples: density", "how crowded with training images the samples' places are; real: about 1"
-    ),
+    "density": _of_samples("Density", "how crowded with training images the samples' places are; real: about 1"),
     "coverage": _of_samples(
-        "Samples: coverage", "training images that have a sample for a near neighbour: is everything drawn?", share=True
+        "Coverage", "training images that have a sample for a near neighbour: is everything drawn?", share=True
     ),
     "near_copy_share": _of_samples(
-        "Samples: near copies",
-        "samples as near to a training image as 1 % of the test images are: far above 1 % means memorised",
+        "Near copies",
+        "samples as near to a training image as 1 % of the test images are; far above 1 % means memorised, 0 is fine",
         share=True,
         lower=True,
     ),
     "classification_accuracy_score": _of_samples(
-        "Samples: classification score",
-        "accuracy on real test images of a classifier that saw samples only, named by a classifier of real images",
+        "Classification score",
+        "accuracy on real test images of a classifier that learnt from samples, named by a classifier of real images",
         share=True,
     ),
 }

@@ -2,8 +2,8 @@
 
 import html
 
+from hybrid_jax import report_quality
 from hybrid_jax.evaluators.features import has_split
-from hybrid_jax.evaluators.sample_quality import HISTOGRAMS, REAL, TRAINING
 from hybrid_jax.reference import Comparison
 from hybrid_jax.report_metrics import METRICS, Metric, metric_of
 
@@ -50,6 +50,8 @@ def _inside(title: str) -> str:
 def _clause(row: dict) -> str:
     metric = metric_of(row)
     clause = f"{_inside(_title(row))} {metric.tell(row['value'])}"
+    if metric.samples:
+        return f"{clause} ({report_quality.verdict(row)})"
     floors = row.get("floor") or {}
     if floors:
         clause += f" ({_floors(row)}: {verdict(row)})"
@@ -62,28 +64,10 @@ def verdict(row: dict) -> str:
     if not floors:
         return "no floor applies"
     metric = metric_of(row)
-    if REAL in floors or TRAINING in floors:
-        return _between(row, metric)
     lead = min(metric.lead(row["value"], floor) for floor in floors.values())
     if abs(lead) <= 2 * (row.get("standard_error") or 0):
         return f"no clear difference, {metric.gap(lead)}"
     return f"{'better' if lead > 0 else 'worse'} than its floor by {metric.gap(lead)}"
-
-
-def _between(row: dict, metric: Metric) -> str:
-    """Where samples stand between histogram samples and real images."""
-    floors, value = row["floor"], row["value"]
-    real, blind = floors.get(REAL, floors.get(TRAINING)), floors[HISTOGRAMS]
-    if row["metric"] == "near_copy_share":
-        unusual = value - real > 2 * (row.get("standard_error") or 0) or row["exact_copies"] > 0
-        return "worse than real images: look for copies" if unusual else "no more than among real images"
-    span = metric.lead(real, blind)
-    if span <= 0:
-        return "histogram samples do as well as real images: it tells nothing here"
-    share = metric.lead(value, blind) / span
-    if share <= 0:
-        return "worse than histogram samples"
-    return f"better than histogram samples: {min(share, 1):.0%} of the way to real images"
 
 
 def table(results: list[dict]) -> str:
@@ -97,12 +81,6 @@ def table(results: list[dict]) -> str:
         "it are of no use for that task. ± is one standard error over test images (few labels: and "
         "over draws of the labels); a difference within two of them is called unclear."
     )
-    if any(metric_of(row).samples for row in results):
-        caption += (
-            " Samples stand between two others in their place: images of independent pixels (histogram samples), and "
-            "real images, which no model is asked to beat. These numbers depend on the encoder and the number of "
-            "samples: compare them only where both are equal, and never with a published FID."
-        )
     rows = "".join(_table_row(row) for row in results)
     return f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div><p class="caption">{caption}</p>'
 
@@ -118,7 +96,7 @@ def _table_row(row: dict) -> str:
         ("tight", html.escape(value)),
         ("", html.escape(_floors(row) or "none")),
         (tone, html.escape(words)),
-        ("tight", html.escape(f"{row['n']:,} {'samples' if metric.samples else row['split']}")),
+        ("tight", html.escape(f"{row['n']:,} {row['split']}")),
         ("tight", html.escape(row["protocol"])),
     ]
     return "<tr>" + "".join(f'<td class="{kind}">{text}</td>' for kind, text in cells) + "</tr>"
@@ -135,19 +113,11 @@ def _floors(row: dict) -> str:
 
 
 def _details(row: dict) -> list[str]:
-    metric = metric_of(row)
-    details = [metric.meaning] if metric.meaning else []
-    details += ["lower is better"] if metric.lower else []
+    details = ["lower is better"] if metric_of(row).lower else []
     known = {"layer": "{}", "C": "C = {:g}", "k": "k = {}", "temperature": "temperature {:g}"}
     details += [text.format(row[key]) for key, text in known.items() if row.get(key) is not None]
     if len(row.get("c_values", ())) > 1 and row["C"] == max(row["c_values"]):
         details.append("the largest C that was tried: a wider grid may give more")
-    if row.get("encoder"):
-        details.append(f"encoder {row['encoder']}")
-    if row.get("exact_copies") is not None:
-        details.append(f"exact copies: {row['exact_copies']}")
-    if row.get("labeller_accuracy") is not None:
-        details.append(f"the naming classifier is right on {row['labeller_accuracy']:.1%} of the test images")
     if row.get("n_train"):
         details.append(f"{row['n_train']:,} labels")
     if row.get("train_value") is not None:

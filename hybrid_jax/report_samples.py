@@ -18,7 +18,7 @@ from hybrid_jax.report_views import laid_out
 
 COMPLETED, COMPLETIONS = 8, 2
 UNSEEN = (198, 212, 230)  # bluish, so that it is no grey of an image
-SAMPLES_IN_A_ROW, GROUPS_IN_A_ROW = 8, 2
+SAMPLES_IN_A_ROW, THREES_IN_A_ROW, FOURS_IN_A_ROW = 8, 3, 2
 
 
 def sections(features: FeatureStore, num: int, seed: int) -> list[tuple[str, str]]:
@@ -81,7 +81,7 @@ def _nearest(samples: np.ndarray, features: FeatureStore) -> str:
         f"should draw. {equal} its nearest training image in every pixel. The evaluator sample_quality counts near "
         "copies among many more samples."
     )
-    return _figure(laid_out(_rgb(groups), GROUPS_IN_A_ROW), caption)
+    return _figure(laid_out(_rgb(groups), THREES_IN_A_ROW), caption)
 
 
 def _completions(features: FeatureStore, num: int, seed: int) -> str:
@@ -105,7 +105,7 @@ def _completions(features: FeatureStore, num: int, seed: int) -> str:
         "is given (blue: what it is not); two completions drawn from them. They need not equal the original: good "
         "ones continue what is given without a seam, and differ where it leaves a choice."
     )
-    return _figure(laid_out(groups, GROUPS_IN_A_ROW), caption)
+    return _figure(laid_out(groups, FOURS_IN_A_ROW), caption)
 
 
 def _rgb(images: np.ndarray) -> np.ndarray:
