@@ -217,6 +217,6 @@ def test_every_command_that_is_printed_can_be_parsed(path):
         words = shlex.split(command.replace("\\\n", " ").removesuffix("&"))
         code = (
             "import sys; from hybrid_jax import command_line, config, main; "
-            "command_line.parse(['x', *sys.argv[1:]], ''); config.validate(main._CONFIG.value)"
+            "command_line.parse(['x', *sys.argv[1:]], ''); config.validate(main.given.CONFIG.value)"
         )
         subprocess.run([sys.executable, "-c", code, *words], check=True, cwd=ROOT)
