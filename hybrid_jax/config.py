@@ -68,8 +68,7 @@ _POSITIVE: dict[str, Any] = {
 }
 _STRENGTH = "; empty = the recipe's own"
 _RECIPES = ("none", "crop_flip", "grey_small", "simclr", "simclr_cifar", "moco_v2", "moco_v3")
-DEFAULT_EVALUATORS = ("linear_probe", "few_label", "knn", "likelihood")
-EVALUATORS = (*DEFAULT_EVALUATORS, "sample_quality")
+EVALUATORS = ("linear_probe", "few_label", "knn", "likelihood", "sample_quality")
 # Metric: the evaluator that measures it, and whether higher is better.
 BEST_METRICS = {
     "linear_probe_accuracy": ("linear_probe", True),
@@ -207,7 +206,7 @@ FIELDS: dict[str, Field] = {
         0, "steps", "time between evaluations; 0 = after the last step only, -1 = never", **_at_least(-1)
     ),
     "eval.evaluators": Field(
-        DEFAULT_EVALUATORS,
+        EVALUATORS,
         "",
         "which evaluators run",
         allowed=f"must be taken from {', '.join(EVALUATORS)}",
