@@ -37,10 +37,12 @@ class FrozenEncoder:
     Attributes:
       name: stands beside every number measured with it.
       embed: (n, H, W, C) uint8 -> (n, D) float32.
+      checksum: of a checkpoint's parameters; empty where it is none.
     """
 
     name: str
     embed: Callable[[np.ndarray], np.ndarray]
+    checksum: str = ""
 
 
 def check(choice: str) -> None:
@@ -63,11 +65,17 @@ def open_encoder(choice: str) -> FrozenEncoder:
     if choice == RANDOM_CONV:
         return FrozenEncoder(RANDOM_CONV, random_conv)
     model = inference.load(choice)
+    found = checksum(model.params)
+    return FrozenEncoder(f"{choice}@{model.step} sha256:{found}", model.embed, found)
+
+
+def checksum(params) -> str:
+    """Returns 12 hex digits of the SHA-256 of a pytree's paths and values."""
     digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.asarray(leaf).tobytes())
-    return FrozenEncoder(f"{choice}@{model.step} sha256:{digest.hexdigest()[:12]}", model.embed)
+    return digest.hexdigest()[:12]
 
 
 def random_conv(images: np.ndarray) -> np.ndarray:

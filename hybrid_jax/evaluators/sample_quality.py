@@ -59,25 +59,16 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
       `exact_copies`), and `classification_accuracy_score` with the validation split's beside it.
 
     Raises:
-      Skipped: no likelihood, no test split, too few images; with all other results, no labels.
+      Skipped: no likelihood, no test split, too few images, the encoder is the judged checkpoint; with all other
+        results, no labels.
       UserError: no such encoder.
     """
-    model, data, settings = features.model, features.data, config.eval.sample_quality
-    if not model.has_likelihood:
-        raise Skipped("the checkpoint has no likelihood (objective.generative_weight = 0), so no samples")
-    train, test = (require_split(data, split).images for split in ("train", "test"))
-    n = min(settings.num_images, len(test), len(train) // 2)
-    if n <= K:
-        raise Skipped(f"{n} images can be compared, at least {K + 1} are needed")
-    judge = Judge(data, n, frozen_encoder.open_encoder(settings.encoder), functools.partial(_shown, model))
-    stand_ins: dict[str, Callable[[], np.ndarray]] = {
-        REAL: lambda: test[:n],
-        TRAINING: lambda: train[:n],
-        HISTOGRAMS: lambda: histogram_samples(train, n, model.spec, model.palette, config.seed),
-        SHOWN: lambda: _shown(model, test[:n]),
-    }
-    shared = {"protocol": PROTOCOL, "encoder": judge.encoder.name, "n": n}
-    key = {**shared, "data": data.fingerprint, "seed": config.seed, **_tokens(model)}
+    settings = config.eval.sample_quality
+    judge = _judge(features, settings)
+    shared = {"protocol": PROTOCOL, "encoder": judge.encoder.name, "n": judge.n}
+    stand_ins = _stand_ins(features, judge, config.seed)
+    key = {**shared, "data": features.data.fingerprint, "seed": config.seed, **_tokens(features.model)}
+    samples = features.samples(judge.n, config.seed, settings.temperature)
 
     def results(measure: Measure, names: tuple[str, ...]) -> list[dict]:
         found = functools.cache(lambda name: {_key(s): float(s.values.mean()) for s in measure(stand_ins[name]())})
@@ -90,13 +81,37 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
         told = {**shared, "temperature": settings.temperature}
         return _rows([(score, floor(score)) for score in measure(samples)], told)
 
-    samples = features.samples(n, config.seed, settings.temperature)
-    lossy = (SHOWN,) if is_lossy(model.spec) else ()
+    lossy = (SHOWN,) if is_lossy(features.model.spec) else ()
     rows = results(judge.likeness, (REAL, HISTOGRAMS, *lossy)) + results(judge.copies, (REAL, HISTOGRAMS))
     try:
         return rows + results(judge.classification, (TRAINING, HISTOGRAMS))
     except Skipped as reason:
         raise Skipped(str(reason), rows) from reason
+
+
+def _judge(features: FeatureStore, settings) -> Judge:
+    model, data = features.model, features.data
+    if not model.has_likelihood:
+        raise Skipped("the checkpoint has no likelihood (objective.generative_weight = 0), so no samples")
+    train, test = (require_split(data, split).images for split in ("train", "test"))
+    n = min(settings.num_images, len(test), len(train) // 2)
+    if n <= K:
+        raise Skipped(f"{n} images can be compared, at least {K + 1} are needed")
+    encoder = frozen_encoder.open_encoder(settings.encoder)
+    if encoder.checksum and encoder.checksum == frozen_encoder.checksum(model.params):
+        raise Skipped("eval.sample_quality.encoder is the checkpoint that is judged; name another run")
+    return Judge(data, n, encoder, functools.partial(_shown, model))
+
+
+def _stand_ins(features: FeatureStore, judge: Judge, seed: int) -> dict[str, Callable[[], np.ndarray]]:
+    """How the images are made that take the samples' place, since most often their numbers are known."""
+    model, train, test = features.model, features.data.train.images, features.data.test.images
+    return {
+        REAL: lambda: test[: judge.n],
+        TRAINING: lambda: train[: judge.n],
+        HISTOGRAMS: lambda: histogram_samples(train, judge.n, model.spec, model.palette, seed),
+        SHOWN: lambda: judge.shown(test[: judge.n]),
+    }
 
 
 def _rows(found: list[tuple[Score, dict[str, float]]], told: dict) -> list[dict]:

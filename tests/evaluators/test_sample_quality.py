@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 
 from hybrid_jax import evaluators
 from hybrid_jax.config import default_config
+from hybrid_jax.data import sources
 from hybrid_jax.errors import UserError
 from hybrid_jax.evaluators import classification_score, frozen_encoder, stand_ins
 from hybrid_jax.evaluators.features import raw_pixels
@@ -70,26 +71,42 @@ def test_the_random_network_is_the_same_for_ever_and_in_any_batches(monkeypatch)
     np.testing.assert_allclose(frozen_encoder.random_conv(IMAGES[:10]), whole, rtol=1e-4, atol=1e-5)
 
 
-def test_its_frechet_distance_grows_with_every_kind_of_damage():
-    reference = frozen_encoder.random_conv(IMAGES[:600])
-    distance = lambda images: frechet_distance(reference, frozen_encoder.random_conv(images))
-    rng = np.random.default_rng(0)
-    images = IMAGES[600:1200]
+def noisy(images, strength):
+    damage = np.random.default_rng(0).normal(0, strength, images.shape)
+    return np.clip(np.round(images + damage), 0, 255).astype(np.uint8)
 
-    def moved(count):
-        found = images.copy()
-        corners = [(0, 0), (0, 4), (4, 0), (4, 4)][:count]
-        for (a, b), (c, d) in zip(corners, corners[1:] + corners[:1], strict=True):
-            found[:, a : a + 4, b : b + 4] = images[:, c : c + 4, d : d + 4]
-        return found
 
-    noisy = [np.clip(images + rng.normal(0, s, images.shape), 0, 255).astype(np.uint8) for s in (30, 60, 120)]
-    blurred = [gaussian_filter(images, (0, s, s, 0)) for s in (0.5, 1, 2)]
-    shuffled = [moved(count) for count in (2, 3, 4)]
-    floor = distance(images)
-    for damaged in (noisy, blurred, shuffled):
-        distances = [distance(x) for x in damaged]
-        assert floor < distances[0] and distances == sorted(distances)
+def blurred(images, strength):
+    return gaussian_filter(images, (0, strength, strength, 0))
+
+
+def shuffled(images, count):
+    """Moves `count` of the sixteen blocks of each image, the same in all."""
+    n, height, width, _ = images.shape
+    blocks = images.reshape(n, 4, height // 4, 4, width // 4, 1).swapaxes(2, 3).reshape(n, 16, -1)
+    which = np.arange(0, 16 * count, 5)[:count] % 16
+    blocks[:, which] = blocks[:, np.roll(which, 1)]
+    return blocks.reshape(n, 4, 4, height // 4, width // 4, 1).swapaxes(2, 3).reshape(images.shape)
+
+
+def assert_damage_is_seen(reference, images, noise, blur):
+    known = frozen_encoder.random_conv(reference)
+    distance = lambda images: frechet_distance(known, frozen_encoder.random_conv(images))
+    floor, found = distance(images), {}
+    for damage, strengths in ((noisy, noise), (blurred, blur), (shuffled, (2, 4, 8, 16))):
+        found[damage.__name__] = [distance(damage(images, strength)) for strength in strengths]
+        assert floor < found[damage.__name__][0] and np.all(np.diff(found[damage.__name__]) > 0), found
+    return floor, found
+
+
+def test_the_frechet_distance_grows_with_every_kind_of_damage():
+    assert_damage_is_seen(IMAGES[:600], IMAGES[600:1200], (30, 60, 120), (0.5, 1, 2))
+
+
+@pytest.mark.slow
+def test_on_fashion_mnist_too():
+    data = sources.load(default_config()).in_memory()
+    assert_damage_is_seen(data.train.images[:1000], data.test.images[:1000], (8, 16, 32, 64), (0.5, 1, 2, 4))
 
 
 def test_another_runs_features_are_named_by_step_and_checksum(tiny_config, tmp_path, monkeypatch):
@@ -104,8 +121,16 @@ def test_another_runs_features_are_named_by_step_and_checksum(tiny_config, tmp_p
     (tmp_path / "checkpoints").mkdir()
     encoder = frozen_encoder.open_encoder(str(tmp_path))
     assert encoder.name.startswith(f"{tmp_path}@7 sha256:") and len(encoder.name.split(":")[-1]) == 12
-    rows = evaluators.evaluate(*case(encoder=str(tmp_path)))
+    model, data, config = case(encoder=str(tmp_path))
+    model.params = {"a": np.ones(3), "b": np.ones(2)}
+    rows = evaluators.evaluate(model, data, config)
     assert {row["encoder"] for row in rows} == {encoder.name}
+    # Nothing is judged by its own features.
+    model.params["b"] *= 0
+    lines = []
+    assert (
+        evaluators.evaluate(model, data, config, log=lines.append) == [] and "the checkpoint that is judged" in lines[0]
+    )
 
 
 def test_an_encoder_that_is_none_is_refused_before_training():
