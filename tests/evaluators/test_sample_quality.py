@@ -112,7 +112,7 @@ def test_on_fashion_mnist_too():
 def test_another_runs_features_are_named_by_step_and_checksum(tiny_config, tmp_path, monkeypatch):
     made = []
 
-    def load(workdir):
+    def load(workdir, mesh):
         made.append(workdir)
         params = {"a": np.ones(3), "b": np.zeros(2)}
         return SimpleNamespace(step=7, params=params, embed=lambda images: raw_pixels(images)[:, :5])
