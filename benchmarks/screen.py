@@ -91,6 +91,7 @@ def judge(workdir: pathlib.Path) -> dict:
     from hybrid_jax.data import sources
 
     model = inference.load(workdir, None)
+    model.config.eval.evaluators = ("linear_probe", "few_label", "knn", "likelihood")
     data = sources.load(model.config)
     train = dataclasses.replace(
         data.train, images=data.train.images[: PROBE_IMAGES.value], labels=data.train.labels[: PROBE_IMAGES.value]

@@ -68,7 +68,7 @@ _POSITIVE: dict[str, Any] = {
 }
 _STRENGTH = "; empty = the recipe's own"
 _RECIPES = ("none", "crop_flip", "grey_small", "simclr", "simclr_cifar", "moco_v2", "moco_v3")
-EVALUATORS = ("linear_probe", "few_label", "knn", "likelihood")
+EVALUATORS = ("linear_probe", "few_label", "knn", "likelihood", "sample_quality")
 # Metric: the evaluator that measures it, and whether higher is better.
 BEST_METRICS = {
     "linear_probe_accuracy": ("linear_probe", True),
@@ -216,6 +216,7 @@ FIELDS: dict[str, Field] = {
         100_000, "images", "images of a split that evaluators see, drawn at random from a larger one", **_at_least(1)
     ),
     "eval.batch_size": Field(500, "images", "images per evaluation batch", **_at_least(1)),
+    "eval.report_samples": Field(16, "images", "samples that the report shows; 0 = none", **_at_least(0)),
     "eval.linear_probe.c_values": Field(
         (0.01, 0.1, 1.0, 10.0), "", "inverse L2 strengths tried on validation", **_POSITIVE
     ),
@@ -247,6 +248,13 @@ FIELDS: dict[str, Field] = {
         0.07, "", "a vote weighs exp(cosine / this)", allowed="must be above 0", check=lambda v: v > 0
     ),
     "eval.likelihood.num_images": Field(0, "images", "first images of the split; 0 = all", **_at_least(0)),
+    "eval.sample_quality.num_images": Field(
+        1000, "images", "samples drawn; at most the test images and half the training images", **_at_least(1)
+    ),
+    "eval.sample_quality.temperature": Field(1.0, "", "of the sampler; 0 = arg-max", **_at_least(0)),
+    "eval.sample_quality.encoder": Field(
+        "random-conv-v1", "", "whose features judge samples: `random-conv-v1`, or the workdir of another run"
+    ),
 }
 
 # A resumed run may change these; every other field must stay as the workdir's.

@@ -11,9 +11,18 @@ import numpy as np
 
 from hybrid_jax import config as config_lib
 from hybrid_jax import metrics as metrics_lib
-from hybrid_jax import reference, report_figures, report_images, report_results, report_views
+from hybrid_jax import (
+    reference,
+    report_figures,
+    report_images,
+    report_quality,
+    report_results,
+    report_samples,
+    report_views,
+)
 from hybrid_jax.evaluators.features import SPLITS, FeatureStore, has_split
 from hybrid_jax.files import write_whole
+from hybrid_jax.report_metrics import metric_of
 from hybrid_jax.text import printable
 
 
@@ -30,7 +39,7 @@ def write_report(
 
     Args:
       workdir: an existing directory.
-      model: a restored checkpoint, as `hybrid_jax.load` returns.
+      model: a restored checkpoint, as `hybrid_jax.load` returns; its config says how many samples are shown.
       data: a data set with `train`, `validation`, `test`, `class_names`, `name`.
       results: as `evaluators.evaluate` returns them; may be empty.
       sample_views: images and their views; None where there are none.
@@ -45,18 +54,22 @@ def write_report(
     # Those of the validation split are there to choose by.
     results = [row for row in results if row.get("split") != "validation"]
     sweeps = [row for row in results if row.get("layer_validation_accuracy")]
+    judged, others = report_quality.table(results), [row for row in results if not metric_of(row).samples]
     title = html.escape(f"hybrid_jax: {data.name}, step {model.step:,}")
     body = [
         f"<h1>{title}</h1>",
         f'<p class="lead">{html.escape(report_results.summary(model, data, results))}</p>',
         f'<p class="facts">{html.escape(facts(model, data, metrics))}</p>',
-        _section("Results", report_results.table(results)),
+        *([_section("Results", report_results.table(others))] if others or not judged else []),
+        *([_section("Quality of the samples", judged)] if judged else []),
         *(_section("Layers", _figure(*report_figures.layer_sweep(row, model.default_layer))) for row in sweeps),
         _section("Training", _curves(metrics, model, results, reference_dir)),
     ]
     if sample_views is not None:
         table = report_views.recipe_table(model.config)
         body.append(_section("Views", table + _figure(*report_views.sheet(sample_views))))
+    asked = model.config.eval.report_samples, model.config.seed
+    body += [_section(*section) for section in report_samples.sections(features, *asked)]
     body += [
         _section("Nearest neighbours", _neighbours(features)),
         _section("Map of the features", _map(features)),
@@ -146,6 +159,7 @@ section, details { margin-top: 20px; padding: 20px 22px; }
 .note { margin: 0 0 18px; }
 section > p { margin: 0 0 12px; }
 .wide + figure { margin-top: 18px; }
+section > figure + figure { margin-top: 28px; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 600; border-bottom: 2px solid #e1e5ea; padding: 6px 14px 6px 0; }

@@ -1,50 +1,15 @@
 """The report's words and table: each result beside its floor, and which of the two is better."""
 
-import dataclasses
 import html
 
+from hybrid_jax import report_quality
 from hybrid_jax.evaluators.features import has_split
 from hybrid_jax.reference import Comparison
+from hybrid_jax.report_metrics import METRICS, Metric, metric_of
 
 MOST_DIFFERENCES = 5
 
 
-@dataclasses.dataclass(frozen=True)
-class Metric:
-    """How a metric is told.
-
-    Attributes:
-      title: what it is called.
-      unit: after the value.
-      lower: whether lower is better.
-      share: whether it is a share in [0, 1], told in per cent.
-    """
-
-    title: str
-    unit: str = ""
-    lower: bool = False
-    share: bool = False
-
-    def tell(self, value: float, unit: bool = True) -> str:
-        """Returns the value as text."""
-        return f"{value:.1%}" if self.share else f"{value:.3f}" + (f" {self.unit}" if unit and self.unit else "")
-
-    def lead(self, value: float, floor: float) -> float:
-        """Returns by how much `value` is better than `floor`, in the metric's unit."""
-        return floor - value if self.lower else value - floor
-
-    def gap(self, lead: float) -> str:
-        """Returns the size of a lead as text."""
-        return f"{abs(lead) * 100:.1f} points" if self.share else f"{abs(lead):.3f} {self.unit}".strip()
-
-
-METRICS = {
-    "linear_probe_accuracy": Metric("Linear probe", share=True),
-    "few_label_accuracy": Metric("Few labels", share=True),
-    "knn_accuracy": Metric("k-NN", share=True),
-    "bits_per_dim": Metric("Likelihood", "bits/dim", lower=True),
-    "nats_per_token": Metric("Likelihood", "nats/token", lower=True),
-}
 VARIANTS = {
     "default": "default layer",
     "best_layer": "best layer by validation",
@@ -52,21 +17,17 @@ VARIANTS = {
 }
 
 
-def metric_of(row: dict) -> Metric:
-    """Returns how a result is told; one without an entry goes by its name, higher is better."""
-    name = row["metric"]
-    return METRICS.get(name) or Metric(name.replace("_", " "), share=name.endswith("_accuracy"))
-
-
 def summary(model, data, results: list[dict]) -> str:
     """Returns the run in words: each metric's first result beside its floor, and what is absent."""
     headlines: dict[str, dict] = {}
     for row in results:
-        headlines.setdefault(row["metric"], row)
+        if metric_of(row).headline:
+            headlines.setdefault(row["metric"], row)
     told = "; ".join(_clause(row) for row in headlines.values()) or "nothing was evaluated"
     text = f"After {model.step:,} steps on {data.name}: {told}."
     have = {metric_of(row).title for row in results}
-    missing = [m for m in {m.title: m for m in METRICS.values()}.values() if m.title not in have]
+    usual = {m.title: m for m in METRICS.values() if not m.samples}
+    missing = [m for title, m in usual.items() if title not in have]
     reasons = [f"{_inside(m.title)} ({_reason(m, model, data)})" for m in missing]
     return text + (f" Not measured: {', '.join(reasons)}." if reasons else "")
 
@@ -89,6 +50,8 @@ def _inside(title: str) -> str:
 def _clause(row: dict) -> str:
     metric = metric_of(row)
     clause = f"{_inside(_title(row))} {metric.tell(row['value'])}"
+    if metric.samples:
+        return f"{clause} ({report_quality.verdict(row)})"
     floors = row.get("floor") or {}
     if floors:
         clause += f" ({_floors(row)}: {verdict(row)})"
@@ -97,11 +60,11 @@ def _clause(row: dict) -> str:
 
 def verdict(row: dict) -> str:
     """Returns how a result compares with the best of its floors; within two standard errors it does not."""
-    floors = (row.get("floor") or {}).values()
+    floors = row.get("floor") or {}
     if not floors:
         return "no floor applies"
     metric = metric_of(row)
-    lead = min(metric.lead(row["value"], floor) for floor in floors)
+    lead = min(metric.lead(row["value"], floor) for floor in floors.values())
     if abs(lead) <= 2 * (row.get("standard_error") or 0):
         return f"no clear difference, {metric.gap(lead)}"
     return f"{'better' if lead > 0 else 'worse'} than its floor by {metric.gap(lead)}"

@@ -46,11 +46,11 @@ def sheet(sample: SampleViews) -> tuple[str, str]:
     groups = np.concatenate([sample.images[:, None], sample.views], axis=1)
     groups = np.broadcast_to(groups, (*groups.shape[:4], 3))
     if sample.kept is None:
-        return image_uri(_laid_out(groups)), f"Groups of three: {caption}"
+        return image_uri(laid_out(groups, COLUMNS[3])), f"Groups of three: {caption}"
     groups = np.concatenate([groups, _without_dropped(groups[:, 1:], sample.kept, sample.patch_size)], axis=1)
     share = np.count_nonzero(sample.kept[0, 0]), sample.kept.shape[2]
     more = f" Last, the views as the encoder gets them: {share[0]} of {share[1]} patches, drawn anew at each step."
-    return image_uri(_laid_out(groups)), f"Groups of five: {caption}{more}"
+    return image_uri(laid_out(groups, COLUMNS[5])), f"Groups of five: {caption}{more}"
 
 
 def _without_dropped(views: np.ndarray, kept: np.ndarray, patch: int) -> np.ndarray:
@@ -61,14 +61,13 @@ def _without_dropped(views: np.ndarray, kept: np.ndarray, patch: int) -> np.ndar
     return np.where(pixels, views, np.array(DROPPED, np.uint8))
 
 
-def _laid_out(groups: np.ndarray) -> np.ndarray:
-    """(n, tiles, H, W, 3) -> one image, several groups in a row."""
+def laid_out(groups: np.ndarray, in_a_row: int) -> np.ndarray:
+    """(n, tiles, H, W, 3) uint8 -> one image, several groups in a row."""
     tiles = [[resized(image) for image in group] for group in groups]
     height, width = tiles[0][0].shape[:2]
     gap, space = 4, 24
     across, down = width + gap, height + 2 * gap
     group_width = len(tiles[0]) * across + space
-    in_a_row = COLUMNS[len(tiles[0])]
     rows, columns = -(-len(tiles) // in_a_row), min(in_a_row, len(tiles))
     canvas = np.full((rows * down, columns * group_width - space, 3), 255, np.uint8)
     for i, group in enumerate(tiles):

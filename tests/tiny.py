@@ -21,4 +21,6 @@ def get_config():
     config.log.gradients = False
     config.checkpoint.every_steps = 5
     config.eval.every_steps = -1
+    # The sampler costs seconds to compile.
+    config.eval.report_samples = 0
     return config

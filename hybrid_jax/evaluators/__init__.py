@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Callable
 
-from hybrid_jax.evaluators import few_label, knn, likelihood, linear_probe
+from hybrid_jax.evaluators import few_label, knn, likelihood, linear_probe, sample_quality
 from hybrid_jax.evaluators.features import FeatureStore, FloorCache, Skipped
 
 Evaluator = Callable[[FeatureStore, object, FloorCache], list[dict]]
@@ -13,6 +13,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "few_label": few_label.evaluate,
     "knn": knn.evaluate,
     "likelihood": likelihood.evaluate,
+    "sample_quality": sample_quality.evaluate,
 }
 
 
@@ -20,6 +21,8 @@ def check(data, config) -> None:
     """Raises UserError at once for a setting that the data cannot serve, rather than after training."""
     if "knn" in config.eval.evaluators:
         knn.check(data, config)
+    if "sample_quality" in config.eval.evaluators:
+        sample_quality.check(config)
 
 
 def evaluate(
@@ -38,7 +41,7 @@ def evaluate(
       data: a data set with `train`, `validation`, `test` and `fingerprint`.
       config: resolved; only `eval` and `seed` are read.
       cache_dir: where floors that no checkpoint changes are kept; None computes them anew.
-      log: takes one line for every evaluator that is skipped.
+      log: takes one line for every evaluator that is skipped, be it in part.
       features: of the same model and data; the report can then use the same.
       between: called before each evaluator; may raise to end the evaluation.
 
@@ -57,7 +60,7 @@ def evaluate(
         try:
             found = EVALUATORS[name](features, config, floors)
         except Skipped as reason:
-            log(f"{name}: skipped, {reason}")
-        else:
-            results += [{**row, "seed": config.seed} for row in found]
+            found = reason.found
+            log(f"{name}: {'partly ' if found else ''}skipped, {reason}")
+        results += [{**row, "seed": config.seed} for row in found]
     return results

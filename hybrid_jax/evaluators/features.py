@@ -16,16 +16,24 @@ PIXEL_SIDE = 32
 
 
 class Skipped(Exception):  # noqa: N818 - not an error
-    """An evaluator cannot run on this data or this checkpoint; the message is the reason."""
+    """An evaluator cannot run on this data or this checkpoint; the message is the reason.
+
+    Attributes:
+      found: results of what could run nevertheless.
+    """
+
+    def __init__(self, reason: str, found: list[dict] | None = None):
+        super().__init__(reason)
+        self.found = found or []
 
 
 class FeatureStore:
-    """Features of a model on the splits of a data set, each computed once.
+    """Features of a model on the splits of a data set, and its samples, each computed once.
 
-    Evaluators and the report read one store, so that no image passes the network twice.
+    Evaluators and the report read one store, so that no image passes the network and no sample is drawn twice.
 
     Attributes:
-      model: anything with `features(images)`, `default_layer`, as `hybrid_jax.load` returns.
+      model: anything with `features(images)`, `default_layer`, `sample(...)`, as `hybrid_jax.load` returns.
       data: a data set with `train`, `validation`, `test`; the last two may be None.
       normed: whether layers are kept after the norm that follows them too, as `decoder/3:normed`.
     """
@@ -33,6 +41,7 @@ class FeatureStore:
     def __init__(self, model, data, normed: bool = False):
         self.model, self.data, self.normed = model, data, normed
         self._found: dict[str, dict[str, np.ndarray]] = {}
+        self._samples: dict[tuple[int, float], np.ndarray] = {}
 
     def layers(self, split: str) -> dict[str, np.ndarray]:
         """Returns {layer: (n, D) float32} of the whole split.
@@ -66,6 +75,17 @@ class FeatureStore:
         if split in self._found:
             return self.default(split)[indices]
         return self.model.embed(getattr(self.data, split).images[indices])
+
+    def samples(self, num: int, seed: int, temperature: float = 1.0) -> np.ndarray:
+        """Returns (num, H, W, C) uint8 samples of the model, the first of those drawn before where they are enough.
+
+        Raises:
+          UserError: the model has no likelihood.
+        """
+        key = seed, temperature
+        if len(self._samples.get(key, ())) < num:
+            self._samples[key] = self.model.sample(seed, num, temperature=temperature)
+        return self._samples[key][:num]
 
 
 class FloorCache:

@@ -231,6 +231,9 @@ def test_other_shapes_of_the_model_train_load_and_embed(tiny_config, tmp_path, m
 
 def test_load_needs_only_the_workdir_and_gives_every_answer(tiny_config, tmp_path, quiet):
     config = tiny_config(train__ema_decay=0.5, eval__evaluators=("knn", "likelihood"), eval__every_steps=0)
+    # The one run of the suite whose samples are judged and shown.
+    config.eval.evaluators += ("sample_quality",)
+    config.eval.sample_quality.num_images, config.eval.report_samples = 30, 3
     result = train.train_and_evaluate(config, tmp_path, quiet[1])
     model = hybrid_jax.load(tmp_path)
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1)).astype(np.uint8)
@@ -250,8 +253,11 @@ def test_load_needs_only_the_workdir_and_gives_every_answer(tiny_config, tmp_pat
         model.embed(images.astype(np.float32))
     assert set(result) >= {"loss", "knn_accuracy", "bits_per_dim"}
     written = json.loads((tmp_path / "eval" / "10.json").read_text())
-    assert {row["metric"] for row in written} == {"knn_accuracy", "bits_per_dim"}
-    assert "<html" in (tmp_path / "report.html").read_text()
+    metrics_of = lambda protocol: {row["metric"] for row in written if row["protocol"].startswith(protocol)}
+    assert metrics_of("knn") == {"knn_accuracy"} and metrics_of("likelihood") == {"bits_per_dim"}
+    assert metrics_of("sample-quality") >= {"frechet_distance", "coverage", "classification_accuracy_score"}
+    page = (tmp_path / "report.html").read_text()
+    assert "<html" in page and all(f"<h2>{title}</h2>" in page for title in ("Samples", "Completions"))
 
 
 def test_a_contrastive_checkpoint_has_no_likelihood_and_says_so(tiny_config, tmp_path, quiet):
