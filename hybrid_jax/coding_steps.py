@@ -70,11 +70,11 @@ class Steps:
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """(b, H, W, C) uint8 -> (b, N, S) int32."""
-        return np.asarray(tokens_lib.encode(jnp.asarray(images), self.spec, self._palette))
+        return np.asarray(_encode(images, self.spec, self._palette))
 
     def decode(self, coded: np.ndarray) -> np.ndarray:
         """(b, N, S) int32 -> (b, H, W, C) uint8."""
-        return np.ascontiguousarray(tokens_lib.decode(jnp.asarray(coded), self.spec, self._palette))
+        return np.ascontiguousarray(_decode(coded, self.spec, self._palette))
 
     def walk(self, program: Program, batch: int, count: int, code: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """Goes through a batch in generation order.
@@ -103,6 +103,10 @@ class Steps:
                     progress, probabilities = program.token(*args, progress, last, np.int32(j - 1))
                 tokens[:count, i, j] = code(np.asarray(probabilities)[:count])
         return tokens[:count]
+
+
+_encode = jax.jit(tokens_lib.encode, static_argnums=1)
+_decode = jax.jit(tokens_lib.decode, static_argnums=1)
 
 
 @functools.lru_cache

@@ -173,8 +173,8 @@ def _pack(parts: Packed) -> bytes:
 def _check_environment(there: dict[str, Any], here: dict[str, Any]) -> None:
     for name, value in here.items():
         if there.get(name) != value:
-            allowed = f"must be the same to be restored; here it is {value}"
-            raise UserError(f"compressed images, coded with {name} {there.get(name)}: {allowed}")
+            coded = f"compressed images, coded with {name}={str(there.get(name))[:80]}"
+            raise UserError(f"{coded}: must be restored with the same; here it is {value}")
 
 
 def _range_coder(model: Model) -> tuple[Any, Any]:
