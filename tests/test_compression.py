@@ -1,7 +1,10 @@
 """Images through the arithmetic coder and back."""
 
 import math
+import pathlib
 import struct
+import subprocess
+import sys
 import zlib
 
 import jax
@@ -80,6 +83,20 @@ def test_tokens_that_the_model_holds_to_be_impossible_are_coded(tiny_config):
     np.testing.assert_array_equal(compression.decompress(model, data), images)
     # No distribution over 256 tokens spends that much on what it holds to be possible.
     assert 8 * compression.unpack(data).stream.nbytes / images.size > 16
+
+
+@pytest.mark.slow
+def test_another_process_restores_the_images(packed, tmp_path):
+    _, images, data = packed
+    (tmp_path / "file").write_bytes(data)
+    task = (
+        "import sys, pathlib; sys.path.insert(0, 'tests'); import numpy as np, test_compression as t\n"
+        "model, path = t.make(t.tiny.get_config()), pathlib.Path(sys.argv[1])\n"
+        "np.save(path / 'back.npy', t.compression.decompress(model, (path / 'file').read_bytes()))"
+    )
+    root = pathlib.Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-c", task, tmp_path], cwd=root, check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "back.npy"), images)
 
 
 def test_another_model_is_refused(packed, tiny_config):
