@@ -6,7 +6,8 @@ from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
 
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "tensorboardX>=2.6.2"]
+COMPRESS = ["constriction>=0.5"]
+TEST = [*COMPRESS, "pytest>=8", "pytest-xdist>=3.6", "tensorboardX>=2.6.2"]
 
 setup(
     name="hybrid_jax",
@@ -45,6 +46,7 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        "compress": COMPRESS,
         "test": TEST,
         "oracle": [*TEST, "torch==2.13.0", "transformers>=4.57", "pytorch-metric-learning>=2.9"],
         "dev": [*TEST, "mypy>=1.18", "ruff>=0.14"],

@@ -22,7 +22,7 @@ def keep_compiled_programs() -> None:
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    folder = cache_folder() / "compiled" / _processor()
+    folder = cache_folder() / "compiled" / processor()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -31,7 +31,7 @@ def keep_compiled_programs() -> None:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
 
 
-def _processor() -> str:
+def processor() -> str:
     """Programs for CPUs hold instructions of the kind they were compiled on; homes are shared by several kinds."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()

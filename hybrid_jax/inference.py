@@ -21,7 +21,7 @@ from hybrid_jax.generation import Generator, as_key, kept_patches, make_draw
 from hybrid_jax.models import hybrid, tokens
 from hybrid_jax.step_choice import choose_steps
 
-_NO_LIKELIHOOD = "this checkpoint has no likelihood: it was trained with objective.generative_weight=0"
+NO_LIKELIHOOD = "this checkpoint has no likelihood: it was trained with objective.generative_weight=0"
 
 
 class Model:
@@ -139,7 +139,7 @@ class Model:
           UserError: the checkpoint has no likelihood (generative_weight = 0).
         """
         if not self.has_likelihood:
-            raise UserError(_NO_LIKELIHOOD)
+            raise UserError(NO_LIKELIHOOD)
         return self._run("token_log_prob", images)
 
     def log_prob(self, images: Images) -> np.ndarray:
@@ -223,7 +223,7 @@ class Model:
     ) -> Iterator[np.ndarray]:
         """Yields what `complete` returns a batch at a time."""
         if not self.has_likelihood:
-            raise UserError(f"samples: {_NO_LIKELIHOOD}")
+            raise UserError(f"samples: {NO_LIKELIHOOD}")
         draw, key, inputs = make_draw(temperature, top_k, top_p), as_key(rng), open_inputs(images)
         size, first = self._generator.batch_size(len(inputs), self.config.eval.batch_size), 0
         for chunk in inputs.chunks(self.spec.image_shape[:2], self.spec.channels, size, "stop"):
