@@ -87,10 +87,10 @@ def gradients(workdir: pathlib.Path) -> dict:
 
 def judge(workdir: pathlib.Path) -> dict:
     """Returns probes, k-NN and likelihood on the validation split, trained on the first labelled images."""
-    from hybrid_jax import evaluators, inference
+    from hybrid_jax import evaluators, loading
     from hybrid_jax.data import sources
 
-    model = inference.load(workdir, None)
+    model = loading.load(workdir, None)
     model.config.eval.evaluators = ("linear_probe", "few_label", "knn", "likelihood")
     data = sources.load(model.config)
     train = dataclasses.replace(

@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from hybrid_jax import compression, inference
+from hybrid_jax import compression, inference, loading
 from hybrid_jax.caches import keep_compiled_programs
 from hybrid_jax.compression_sizes import compare, lossy, table
 from hybrid_jax.data.folder import find_images
@@ -90,7 +90,7 @@ def _run(flags: argparse.Namespace) -> None:
     if size is not None and size < 1:
         raise UserError(f"--batch_size={size}: must be at least 1")
     if flags.command == "compare":
-        model = inference.load(flags.workdir, flags.step, _say)
+        model = loading.load(flags.workdir, flags.step, _say)
         images = read_images(model, flags.input)
         with _about(flags.input):
             rows, told = compare(model, images, size)
@@ -99,13 +99,13 @@ def _run(flags: argparse.Namespace) -> None:
     target = _target(flags)
     content: np.ndarray | bytes
     if flags.command == "compress":
-        model = inference.load(flags.workdir, flags.step, _say)
+        model = loading.load(flags.workdir, flags.step, _say)
         images = read_images(model, flags.input)
         with _about(flags.input):
             content = data = compression.compress(model, images, size, show_progress=True)
     else:
         data = _read_file(flags.input)
-        model = inference.load(flags.workdir, flags.step, _say)
+        model = loading.load(flags.workdir, flags.step, _say)
         with _about(flags.input):
             content = images = compression.decompress(model, data, show_progress=True)
     _write(target, content)

@@ -100,7 +100,7 @@ def _write(
 
 def _to(flags: argparse.Namespace, say: Say) -> None:
     """Does one of the three `to_...`."""
-    from hybrid_jax import export, image_gpt, inference
+    from hybrid_jax import export, image_gpt, loading
 
     output = pathlib.Path(flags.output).expanduser()
     file_wanted = flags.command != "to_image_gpt"
@@ -108,7 +108,7 @@ def _to(flags: argparse.Namespace, say: Say) -> None:
         raise UserError(f"--output={output}: must be a file that ends in .safetensors")
     if file_wanted and (output.is_dir() or not output.parent.is_dir()):
         raise UserError(f"--output={output}: must be a file in a folder that exists")
-    model = inference.load(flags.workdir, flags.step, say)
+    model = loading.load(flags.workdir, flags.step, say)
     if flags.command == "to_image_gpt":
         image_gpt.write_folder(output, model)
     elif flags.command == "to_safetensors":

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from hybrid_jax.data.dataset import DataSet, Split
 from hybrid_jax.evaluate import sample_views
 from hybrid_jax.report_images import class_name, resized
-from hybrid_jax.report_views import DROPPED, SampleViews
+from hybrid_jax.report_views import HIDDEN, SampleViews
 
 _WIDTH = 1160  # pixels that rows of small images fill
 _MARGIN, _GAP = 24, 8
@@ -103,7 +103,7 @@ def _as_encoder_gets(sample: SampleViews) -> np.ndarray:
         return views
     patch, (height, width) = sample.patch_size, views.shape[2:4]
     grid = sample.kept.reshape(*views.shape[:2], height // patch, width // patch, 1)
-    return np.where(grid.repeat(patch, axis=2).repeat(patch, axis=3), views, np.array(DROPPED, np.uint8))
+    return np.where(grid.repeat(patch, axis=2).repeat(patch, axis=3), views, np.array(HIDDEN, np.uint8))
 
 
 def _drawn(title: str, blocks: Sequence[_Block], cell: int, columns: int) -> Image.Image:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import tqdm
 
-from hybrid_jax import inference
+from hybrid_jax import inference, loading
 from hybrid_jax.data.inputs import Inputs, open_inputs
 from hybrid_jax.errors import UserError, explained_memory
 from hybrid_jax.text import printable
@@ -51,7 +51,7 @@ def embed_workdir(
         inputs = open_inputs(source)
     except UserError as error:
         raise UserError(f"--input={error}") from error
-    model = inference.load(workdir, step, log)
+    model = loading.load(workdir, step, log)
     model.config.eval.batch_size = batch_size or model.config.eval.batch_size
     advice = f"give --config and a lower --config.eval.batch_size, here {model.config.eval.batch_size}"
     try:

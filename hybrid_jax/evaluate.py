@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybrid_jax import config as config_lib
-from hybrid_jax import distributed, evaluators, inference, report, sharding, stopping
+from hybrid_jax import distributed, evaluators, loading, report, sharding, stopping
 from hybrid_jax.data import augment, sources
 from hybrid_jax.errors import UserError, explained_memory
 from hybrid_jax.evaluators.features import FeatureStore
@@ -74,7 +74,7 @@ def evaluate_workdir(workdir: str | os.PathLike, step: str | None, eval_section,
 
 
 def _evaluate_workdir(workdir, step, eval_section, log, mesh, leave_if_asked) -> dict[str, float]:
-    model = inference.load(workdir, step, log, mesh)
+    model = loading.load(workdir, step, log, mesh)
     config = model.config
     if eval_section is not None:
         with config.unlocked():

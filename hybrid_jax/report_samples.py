@@ -14,10 +14,9 @@ from hybrid_jax.evaluators.prdc import nearest_distance
 from hybrid_jax.evaluators.stand_ins import as_tokens_show, is_lossy
 from hybrid_jax.models.tokens import TokenSpec, palette_psnr
 from hybrid_jax.report_images import FEWEST_BANK_IMAGES, image_uri, shown_split
-from hybrid_jax.report_views import laid_out
+from hybrid_jax.report_views import HIDDEN, laid_out
 
 COMPLETED, COMPLETIONS = 8, 2
-UNSEEN = (198, 212, 230)  # bluish, so that it is no grey of an image
 SAMPLES_IN_A_ROW, THREES_IN_A_ROW, FOURS_IN_A_ROW = 8, 3, 2
 
 
@@ -97,7 +96,7 @@ def _completions(features: FeatureStore, num: int, seed: int) -> str:
     drawn = model.complete(np.repeat(images, COMPLETIONS, axis=0), kept, seed)
     drawn = drawn.reshape(len(images), COMPLETIONS, *images.shape[1:])
     begun = _rgb(images).copy()
-    begun[:, kept:] = UNSEEN
+    begun[:, kept:] = HIDDEN
     groups = np.concatenate([_rgb(images)[:, None], begun[:, None], _rgb(drawn)], axis=1)
     unseen = "" if split == "train" else ", which the model has never seen"
     caption = (

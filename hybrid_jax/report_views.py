@@ -13,7 +13,7 @@ from hybrid_jax.data.colour import SOLARIZE_FROM
 from hybrid_jax.report_images import image_uri, resized
 
 COLUMNS = {3: 3, 5: 2}  # tiles of a group -> groups side by side
-DROPPED = (198, 212, 230)  # bluish, so that it is no grey of an image
+HIDDEN = (198, 212, 230)  # bluish, so that it is no grey of an image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ def _without_dropped(views: np.ndarray, kept: np.ndarray, patch: int) -> np.ndar
     height, width = views.shape[2:4]
     grid = kept.reshape(*kept.shape[:2], height // patch, width // patch, 1)
     pixels = grid.repeat(patch, axis=2).repeat(patch, axis=3)
-    return np.where(pixels, views, np.array(DROPPED, np.uint8))
+    return np.where(pixels, views, np.array(HIDDEN, np.uint8))
 
 
 def laid_out(groups: np.ndarray, in_a_row: int) -> np.ndarray:

@@ -11,16 +11,15 @@ import numpy as np
 import tqdm
 from PIL import Image
 
-from hybrid_jax import inference
+from hybrid_jax import inference, loading
 from hybrid_jax.data.inputs import open_inputs
 from hybrid_jax.errors import UserError, explained_memory
 from hybrid_jax.generation import kept_patches, known_pixels
-from hybrid_jax.report_images import resized
+from hybrid_jax.report_views import HIDDEN, laid_out
 
 EXACTLY = {"temperature": 1.0}  # from the model's own distribution
-UNKNOWN = (198, 212, 230)  # bluish, so that it is no grey of an image
 SHOWN = 256  # images at most on a sheet
-_ACROSS, _GAP, _SPACE = 16, 4, 20  # tiles in a row at most; pixels between tiles, and between groups
+_IN_A_ROW = 12  # images of a row, at most
 
 
 def sample_workdir(
@@ -65,12 +64,12 @@ def sample_workdir(
         raise UserError(f"--num={num}: must be at least 1")
     if source is None and kept != (None, None):
         raise UserError("--input is missing: the images of which --num_rows or --num_patches keep the beginning")
-    model = inference.load(workdir, step, log)
+    model = loading.load(workdir, step, log)
     model.config.eval.batch_size = batch_size or model.config.eval.batch_size
     with explained_memory(f"give --config and a lower --config.eval.batch_size, here {model.config.eval.batch_size}"):
         if source is None:
             images = _drawn(model, np.zeros((num or 64, *model.spec.image_shape), np.uint8), 0, seed, how)
-            sheet, told = _laid_out(images[:SHOWN, None], _ACROSS), f"{len(images)} samples"
+            sheet, told = laid_out(images[:SHOWN, None], _IN_A_ROW), f"{len(images)} samples"
         else:
             images, sheet, told = _completed(model, source, num or 1, kept, seed, how)
     _write(target, images, sheet)
@@ -112,32 +111,13 @@ def _completed(
     keys = [jax.random.fold_in(jax.random.key(seed), i) for i in range(num)]
     images = np.stack([_drawn(model, inputs, num_patches, key, how) for key in keys], axis=1)
     few = next(inputs.chunks((spec.height, spec.width), spec.channels, max(1, SHOWN // (2 + num)), "stop")).images
-    begun = np.where(known_pixels(spec, num_patches), few, np.array(UNKNOWN, np.uint8))
+    begun = np.where(known_pixels(spec, num_patches), few, np.array(HIDDEN, np.uint8))
     groups = [
         np.stack([np.broadcast_to(x, shown.shape) for x in (image, shown, *drawn)])
         for image, shown, drawn in zip(few, begun, images, strict=False)
     ]
     told = f"{num} of each of {len(images)} images, {num_patches} of {spec.num_patches} patches kept"
-    return images, _laid_out(np.stack(groups), max(1, _ACROSS // (2 + num))), f"completions, {told}"
-
-
-def _laid_out(groups: np.ndarray, across: int) -> np.ndarray:
-    """(n, tiles, H, W, 1 or 3) uint8 -> one (height, width, 3) image, `across` groups in a row."""
-    tiles = [
-        np.concatenate([np.pad(resized(tile), _BORDER, constant_values=255) for tile in group], axis=1)
-        for group in groups
-    ]
-    height, width, _ = tiles[0].shape
-    across = min(across, len(tiles))
-    space = _SPACE if groups.shape[1] > 1 else 0
-    canvas = np.full((-(-len(tiles) // across) * height, across * (width + space) - space, 3), 255, np.uint8)
-    for i, tile in enumerate(tiles):
-        top, left = i // across * height, i % across * (width + space)
-        canvas[top : top + height, left : left + width] = tile
-    return canvas
-
-
-_BORDER = ((_GAP // 2, _GAP // 2), (_GAP // 2, _GAP // 2), (0, 0))
+    return images, laid_out(np.stack(groups), max(1, _IN_A_ROW // (2 + num))), f"completions, {told}"
 
 
 def _write(target: pathlib.Path, images: np.ndarray, sheet: np.ndarray) -> None:

@@ -157,7 +157,7 @@ def test_a_model_without_a_likelihood_is_refused(tiny_config):
 
 def test_the_command_compresses_restores_and_compares(packed, tmp_path, monkeypatch, capsys):
     model, images, _ = packed
-    monkeypatch.setattr(compression_command.inference, "load", lambda *_: model)
+    monkeypatch.setattr(compression_command.loading, "load", lambda *_: model)
     (tmp_path / "folder").mkdir()
     for i, image in enumerate(images):
         Image.fromarray(image[..., 0]).save(tmp_path / "folder" / f"{i}.png")

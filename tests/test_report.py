@@ -337,7 +337,7 @@ def test_sample_views_mark_what_the_encoder_gets():
     shown = report_views._without_dropped(np.zeros((8, 2, 8, 8, 3), np.uint8), sample.kept, 4)
     for patch, corner in enumerate([(0, 0), (0, 4), (4, 0), (4, 4)]):
         inside = shown[:, :, corner[0] : corner[0] + 4, corner[1] : corner[1] + 4]
-        hidden = (inside == report_views.DROPPED).all(axis=(2, 3, 4))
+        hidden = (inside == report_views.HIDDEN).all(axis=(2, 3, 4))
         assert (hidden == ~sample.kept[:, :, patch]).all()
     assert report_views.sheet(sample)[1].endswith("2 of 4 patches, drawn anew at each step.")
     whole = make_views(1.0)

@@ -56,7 +56,7 @@ def test_samples_their_neighbours_and_completions_are_drawn_from_the_seed():
     [sheet] = figures(completed)
     tiles = [sheet[:88, 92 * i : 92 * i + 88] for i in range(4)]
     assert all(np.array_equal(tile[:44], tiles[0][:44]) for tile in tiles)
-    assert (tiles[1][44:] == report_samples.UNSEEN).all() and not tiles[2][44:].any() and not tiles[3][44:].any()
+    assert (tiles[1][44:] == report_samples.HIDDEN).all() and not tiles[2][44:].any() and not tiles[3][44:].any()
 
 
 def test_there_is_nothing_where_nothing_is_asked_for_or_can_be_drawn():

@@ -16,7 +16,7 @@ import PIL.Image
 import pytest
 
 import hybrid_jax
-from hybrid_jax import checkpoint, command_line, evaluate, inference, train_state, trust
+from hybrid_jax import checkpoint, command_line, evaluate, loading, train_state, trust
 from hybrid_jax import config as config_lib
 from hybrid_jax.checksums import sealed
 from hybrid_jax.data import sources
@@ -197,7 +197,7 @@ def test_a_hostile_config_in_a_checkpoint_is_refused_in_one_line_and_allocates_n
     write(HOSTILE_META[name])
     lines = []
     with little_memory(), pytest.raises(UserError) as refused:
-        inference.load(workdir, log=lines.append)
+        loading.load(workdir, log=lines.append)
     told = [*lines, str(refused.value)]
     assert any("checkpoint 5" in line for line in told) and not any("\n" in line for line in told)
     assert not (workdir / "pwned").exists()
@@ -220,7 +220,7 @@ def test_a_hostile_config_json_is_not_trusted(run, text):
     workdir, _ = run
     (workdir / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"this run chose no checkpoint\.best_metric"):
-        inference.load(workdir, "best")
+        loading.load(workdir, "best")
 
 
 def test_every_field_refuses_a_value_of_another_type():

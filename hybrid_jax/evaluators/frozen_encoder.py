@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType
 
-from hybrid_jax import checkpoint, inference, sharding
+from hybrid_jax import checkpoint, loading, sharding
 from hybrid_jax.errors import reject
 
 RANDOM_CONV = "random-conv-v1"
@@ -67,7 +67,7 @@ def open_encoder(choice: str) -> FrozenEncoder:
         return FrozenEncoder(RANDOM_CONV, random_conv)
     # Of several processes each embeds for itself: with a stand-in's numbers known, another may not come here.
     here = jax.make_mesh((1, 1), sharding.BATCH_AXES, axis_types=(AxisType.Auto,) * 2, devices=jax.local_devices()[:1])
-    model = inference.load(choice, mesh=here)
+    model = loading.load(choice, mesh=here)
     found = checksum(model.params)
     return FrozenEncoder(f"{choice}@{model.step} sha256:{found}", model.embed, found)
 

@@ -13,7 +13,7 @@ import tiny
 from sklearn.datasets import load_sample_images
 
 import hybrid_jax
-from hybrid_jax import embed, inference, train
+from hybrid_jax import embed, inference, loading, train
 from hybrid_jax.data import decode, sources
 from hybrid_jax.data.inputs import open_inputs
 from hybrid_jax.errors import UserError
@@ -167,7 +167,7 @@ def test_a_folder_gives_bit_for_bit_the_features_of_what_training_saw(model, mix
 
 def test_the_batch_size_does_not_matter_and_bounds_what_is_in_memory(model, home):
     whole = model.embed_files(home / "photos")
-    other = inference.load(home / "runs" / "mine")
+    other = loading.load(home / "runs" / "mine")
     other.config.eval.batch_size = 50
     parts = list(other.embed_batches(open_inputs(home / "photos")))
     assert [len(part["names"]) for part in parts] == [50, 50, 50, 50, 40]
@@ -236,7 +236,7 @@ def test_unreadable_files_stop_or_are_skipped_and_counted(home, mixed, tmp_path)
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "x.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="no image can be read"):
-        inference.load(home / "runs" / "mine").embed_files(tmp_path / "none", on_error="skip")
+        loading.load(home / "runs" / "mine").embed_files(tmp_path / "none", on_error="skip")
 
 
 def npy_mistakes(folder):

@@ -102,11 +102,11 @@ def test_the_mode_writes_a_sheet_and_the_pixels_of_completions(workdir, model, i
     np.testing.assert_array_equal(done[:, :, :4], np.repeat(images[:, None, :4], 2, axis=1))
     assert lines[-1].startswith("step 0: completions, 2 of each of 5 images, 8 of 16 patches kept, temperature 1: ")
     sheet = np.asarray(PIL.Image.open(target))
-    side = 88 + 4  # 8 pixels, enlarged to at least 84
-    assert sheet.shape == (2 * side, 4 * (4 * side + 20) - 20, 3)
-    tile = lambda column: sheet[2 : 2 + 88, column * side + 2 : column * side + 2 + 88][::11, ::11]
+    side = 88  # 8 pixels, enlarged to at least 84
+    assert sheet.shape == (2 * (side + 8), 3 * (4 * (side + 4) + 24) - 24, 3)
+    tile = lambda column: sheet[:side, column * (side + 4) : column * (side + 4) + side][::11, ::11]
     np.testing.assert_array_equal(tile(0), np.repeat(images[0], 3, axis=-1))
-    assert (tile(1)[4:] == sample.UNKNOWN).all()
+    assert (tile(1)[4:] == sample.HIDDEN).all()
     np.testing.assert_array_equal(tile(2), np.repeat(done[0, 0], 3, axis=-1))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["done.npy", "done.png", "images.npy"]
 

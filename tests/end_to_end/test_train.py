@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import hybrid_jax
-from hybrid_jax import checkpoint, evaluate, inference, metrics, train
+from hybrid_jax import checkpoint, evaluate, loading, metrics, train
 from hybrid_jax.errors import NonFiniteError, Preempted, UserError
 from hybrid_jax.evaluate import evaluate_workdir
 
@@ -96,7 +96,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(tiny_co
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
-    assert inference.load(tmp_path, log=log).step == 5
+    assert loading.load(tmp_path, log=log).step == 5
     assert any("damaged" in line and "10" in line for line in lines)
     lines.clear()
     train.train_and_evaluate(config, tmp_path, log)

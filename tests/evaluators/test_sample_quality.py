@@ -117,7 +117,7 @@ def test_another_runs_features_are_named_by_step_and_checksum(tiny_config, tmp_p
         params = {"a": np.ones(3), "b": np.zeros(2)}
         return SimpleNamespace(step=7, params=params, embed=lambda images: raw_pixels(images)[:, :5])
 
-    monkeypatch.setattr(frozen_encoder.inference, "load", load)
+    monkeypatch.setattr(frozen_encoder.loading, "load", load)
     (tmp_path / "checkpoints").mkdir()
     encoder = frozen_encoder.open_encoder(str(tmp_path))
     assert encoder.name.startswith(f"{tmp_path}@7 sha256:") and len(encoder.name.split(":")[-1]) == 12
