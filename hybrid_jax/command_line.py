@@ -1,8 +1,10 @@
 """Flags on the command line, and what is wrong with them or with the run in one line."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import flags, logging
 
@@ -12,20 +14,40 @@ from hybrid_jax.errors import UserError, explain
 from hybrid_jax.text import printable
 
 
+class Parser(argparse.ArgumentParser):
+    """For commands beside the main one: what is wrong with their flags is a UserError too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises it."""
+        raise UserError(f"{message}; see --help")
+
+
 def answer(task: Callable[[], None], about: str) -> None:
     """Reads the process's flags and does its task; what has a line of its own ends with it and its exit code."""
-    try:
+
+    def read_and_do() -> None:
         parse(sys.argv, about)
         keep_compiled_programs()
         # Orbax and tfds log their own steps and their errors' tracebacks; what a user needs to know, the modes say.
         logging.set_verbosity(logging.FATAL)
+        task()
+
+    code = exit_code(read_and_do)
+    if code:
+        sys.exit(code)
+
+
+def exit_code(task: Callable[[], None]) -> int:
+    """Does a task; returns 0, or prints the line of what went wrong and returns its exit code."""
+    try:
         task()
     except BaseException as error:
         told = explain(error)
         if told is None:
             raise
         print(printable(told[0]), file=sys.stderr)
-        sys.exit(told[1])
+        return told[1]
+    return 0
 
 
 def say(line: str) -> None:

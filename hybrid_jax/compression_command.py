@@ -5,7 +5,6 @@ import contextlib
 import math
 import os
 import pathlib
-import sys
 from collections.abc import Iterator
 
 import jax
@@ -15,11 +14,11 @@ from PIL import Image
 
 from hybrid_jax import compression, inference, loading
 from hybrid_jax.caches import keep_compiled_programs
+from hybrid_jax.command_line import Parser, exit_code, say
 from hybrid_jax.compression_sizes import compare, lossy, table
 from hybrid_jax.data.folder import find_images
 from hybrid_jax.data.inputs import open_inputs
-from hybrid_jax.errors import UserError, explain, explained_memory
-from hybrid_jax.text import printable
+from hybrid_jax.errors import UserError, explained_memory
 
 
 def read_images(model: inference.Model, source: str) -> np.ndarray:
@@ -59,15 +58,10 @@ def _read_image(model: inference.Model, path: pathlib.Path) -> np.ndarray:
     return pixels
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message}; see --help")
-
-
 def _parse(argv: list[str]) -> argparse.Namespace:
     about = (compression.__doc__ or "").partition("\n")[0]
-    parser = _Parser("python -m hybrid_jax.compression", description=about, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    parser = Parser("python -m hybrid_jax.compression", description=about, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     images = "an .npy of uint8 images, an image or a folder, of exactly the model's size"
     for name, about, source, output in (
         ("compress", "images -> one file", images, "the file"),
@@ -90,27 +84,27 @@ def _run(flags: argparse.Namespace) -> None:
     if size is not None and size < 1:
         raise UserError(f"--batch_size={size}: must be at least 1")
     if flags.command == "compare":
-        model = loading.load(flags.workdir, flags.step, _say)
+        model = loading.load(flags.workdir, flags.step, say)
         images = read_images(model, flags.input)
         with _about(flags.input):
             rows, told = compare(model, images, size)
-        _say("\n".join([f"step {model.step}: {len(images)} images, {told}", *table(rows)]))
+        say("\n".join([f"step {model.step}: {len(images)} images, {told}", *table(rows)]))
         return
     target = _target(flags)
     content: np.ndarray | bytes
     if flags.command == "compress":
-        model = loading.load(flags.workdir, flags.step, _say)
+        model = loading.load(flags.workdir, flags.step, say)
         images = read_images(model, flags.input)
         with _about(flags.input):
             content = data = compression.compress(model, images, size, show_progress=True)
     else:
         data = _read_file(flags.input)
-        model = loading.load(flags.workdir, flags.step, _say)
+        model = loading.load(flags.workdir, flags.step, say)
         with _about(flags.input):
             content = images = compression.decompress(model, data, show_progress=True)
     _write(target, content)
     per = 8 * len(data) / math.prod((len(images), *model.spec.image_shape))
-    _say(f"step {model.step}: {len(images)} images, {len(data):,} bytes, {per:.3f} bits/dim, {lossy(model)}: {target}")
+    say(f"step {model.step}: {len(images)} images, {len(data):,} bytes, {per:.3f} bits/dim, {lossy(model)}: {target}")
 
 
 @contextlib.contextmanager
@@ -152,10 +146,6 @@ def _write(target: pathlib.Path, content: np.ndarray | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _say(line: str) -> None:
-    print(printable(line, keep="\n"), flush=True)
-
-
 def main(argv: list[str]) -> int:
     """Entry point of `python -m hybrid_jax.compression`; returns the exit code, 2 at a mistake to mend."""
     # Orbax logs its own steps and warnings.
@@ -163,12 +153,4 @@ def main(argv: list[str]) -> int:
     # JAX is imported already, so that it must be told.
     keep_compiled_programs()
     jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR") or None)
-    try:
-        _run(_parse(argv))
-    except BaseException as error:
-        told = explain(error)
-        if told is None:
-            raise
-        print(printable(told[0]), file=sys.stderr)
-        return told[1]
-    return 0
+    return exit_code(lambda: _run(_parse(argv)))

@@ -19,8 +19,8 @@ import numpy as np
 from absl import logging
 
 from hybrid_jax import config as config_lib
-from hybrid_jax.errors import UserError, explain
-from hybrid_jax.text import printable
+from hybrid_jax.command_line import Parser, exit_code, say
+from hybrid_jax.errors import UserError
 
 Say = Callable[[str], None]
 # Where the images lie that a converted model is evaluated on; their size and channels are the model's.
@@ -119,14 +119,9 @@ def _to(flags: argparse.Namespace, say: Say) -> None:
     say(f"wrote {output}: step {model.step}{what}")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message}; see --help")
-
-
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = _Parser("python -m hybrid_jax.convert", description=__doc__.split("\n")[0], allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
+    parser = Parser("python -m hybrid_jax.convert", description=__doc__.split("\n")[0], allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
     one = commands.add_parser("from_image_gpt", help="a workdir of a Hugging Face Image GPT", allow_abbrev=False)
     one.add_argument(
         "source", metavar="DIR", help="folder with config.json, model.safetensors, preprocessor_config.json"
@@ -155,13 +150,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 def _run(argv: list[str]) -> None:
     flags = _parse(argv)
     if flags.command != "from_image_gpt":
-        return _to(flags, _say)
+        return _to(flags, say)
     data = {name: value for name in DATA_FIELDS if (value := getattr(flags, name)) is not None}
-    from_image_gpt(flags.source, flags.workdir, flags.palette, data, flags.scan_layers, _say)
-
-
-def _say(line: str) -> None:
-    print(printable(line), flush=True)
+    from_image_gpt(flags.source, flags.workdir, flags.palette, data, flags.scan_layers, say)
 
 
 def main(argv: list[str]) -> int:
@@ -170,17 +161,7 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Orbax logs steps of its own.
     logging.set_verbosity(logging.FATAL)
-    try:
-        _run(argv)
-    except SystemExit as event:
-        return int(event.code or 0)
-    except BaseException as error:
-        told = explain(error)
-        if told is None:
-            raise
-        print(printable(told[0]), file=sys.stderr)
-        return told[1]
-    return 0
+    return exit_code(lambda: _run(argv))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from absl import logging
 from tensorflow_datasets.core.download import resource
 from tensorflow_datasets.core.utils import lazy_imports_utils
 
+from hybrid_jax.command_line import Parser
 from hybrid_jax.config import nearest
 from hybrid_jax.data import downloads, prepare_errors, tfds_sets
 from hybrid_jax.errors import UserError
@@ -154,13 +155,8 @@ def _run(builder: tfds.core.DatasetBuilder, name: str, root: pathlib.Path, manua
                 raise UserError(prepare_errors.explain(error, name, builder, manual, asked)) from error
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message}; see --help")
-
-
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = _Parser("python -m hybrid_jax.data.prepare", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = Parser("python -m hybrid_jax.data.prepare", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("name", metavar="NAME", help="a set of tfds, such as cifar10 or downsampled_imagenet/32x32")
     parser.add_argument("--data_dir", default="", help="where it is put (default: TFDS_DATA_DIR, else tfds's own)")
     parser.add_argument("--manual_dir", default="", help="folder of the original archives, where there is no network")
