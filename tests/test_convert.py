@@ -91,6 +91,7 @@ def test_a_converted_workdir_is_evaluated_also_by_image_gpts_own_probes(workdir,
     assert model.step == 0 and model.fingerprint is None and model.default_layer == "decoder/1"
     images = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), dtype=np.uint8)
     assert model.token_log_prob(images).shape == (3, 16, 1) and model.embed(images).shape == (3, WIDTH)
+    assert model.sample(0, 3).shape == (3, SIDE, SIDE, 3)
     settings, lines = model.config.copy_and_resolve_references().eval, []
     settings.update({"evaluators": ("linear_probe", "likelihood"), "max_images": 200, "batch_size": 200})
     settings.linear_probe.update({"normed": True, "c_values": (0.1,)})

