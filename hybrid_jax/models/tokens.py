@@ -200,7 +200,7 @@ def fit_palette(images, size: int, seed: int = 0, sample: int = 100_000) -> np.n
       sample: how many pixels are clustered, from at most as many images.
 
     Returns:
-      (K, C) float32 in [-1, 1].
+      (K, C) float32 in [-1, 1], like colours with like numbers.
 
     Raises:
       ValueError: the sample has fewer distinct colours than `size`.
@@ -217,7 +217,25 @@ def fit_palette(images, size: int, seed: int = 0, sample: int = 100_000) -> np.n
     means = KMeans(size, n_init=1, random_state=seed, max_iter=50)
     # Several threads would add partial sums in no fixed order.
     with threadpoolctl.threadpool_limits(1):
-        return means.fit(chosen / 127.5 - 1).cluster_centers_.astype(np.float32)
+        centres = means.fit(chosen / 127.5 - 1).cluster_centers_.astype(np.float32)
+    return centres[_by_likeness(centres)]
+
+
+def _by_likeness(colours: np.ndarray) -> np.ndarray:
+    """(K, C) -> (K,) an order in which the leading bits of a colour's number tell roughly which colour it is.
+
+    Halved again and again along the direction in which the colours differ most. A pixel head that factorises a token
+    into high and low bits then chooses among groups of like colours first, not among groups that chance made.
+    """
+    if len(colours) < 2:
+        return np.arange(len(colours))
+    centred = colours.astype(np.float64) - colours.mean(axis=0)
+    axis = np.linalg.svd(centred, full_matrices=False)[2][0]
+    # Of a direction and its opposite always the same one.
+    along = np.argsort(centred @ (axis * np.sign(axis[np.argmax(np.abs(axis))])), kind="stable")
+    half = 2 ** (math.ceil(math.log2(len(colours))) - 1)
+    parts = along[:half], along[half:]
+    return np.concatenate([part[_by_likeness(colours[part])] for part in parts])
 
 
 def palette_psnr(images: np.ndarray, spec: TokenSpec, palette: Palette) -> float:
