@@ -166,6 +166,19 @@ def test_grey_palettes_and_pixels_that_are_colours_of_the_palette():
     assert tokens.palette_psnr(images[:, 1:] * 0, spec, palette) == np.inf
 
 
+def test_like_colours_of_a_fitted_palette_have_like_numbers():
+    images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
+    colours = tokens.fit_palette(images, 32)
+
+    def spread(numbers):
+        """Mean squared distance of colours from the mean of their group of 4, over that of all from theirs."""
+        groups = colours[numbers].reshape(8, 4, 3)
+        return np.square(groups - groups.mean(axis=1, keepdims=True)).mean() / colours.var(axis=0).mean()
+
+    assert spread(np.arange(32)) < 0.3 < 0.6 < spread(np.random.default_rng(1).permutation(32))
+    np.testing.assert_array_equal(tokens.fit_palette(images, 32), colours)
+
+
 def test_a_fitted_palette_finds_the_colours_that_are_there():
     rng = np.random.default_rng(0)
     colours = rng.integers(0, 256, (5, 3)).astype(np.uint8)
