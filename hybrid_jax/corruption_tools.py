@@ -99,11 +99,11 @@ def bilinear(x: np.ndarray, rows: np.ndarray, columns: np.ndarray, repeat_edge: 
     n, height, width, _ = x.shape
     top, left = np.floor(rows), np.floor(columns)
     down, right = (rows - top)[..., None].astype(x.dtype), (columns - left)[..., None].astype(x.dtype)
-    image, result = np.arange(n)[:, None, None], 0
+    image, result = np.arange(n)[:, None, None], np.zeros_like(x)
     for i, share_i in ((0, 1 - down), (1, down)):
         row = _mirrored(top.astype(int) + i, height, repeat_edge)
         for j, share_j in ((0, 1 - right), (1, right)):
-            result = result + share_i * share_j * x[image, row, _mirrored(left.astype(int) + j, width, repeat_edge)]
+            result += share_i * share_j * x[image, row, _mirrored(left.astype(int) + j, width, repeat_edge)]
     return result
 
 

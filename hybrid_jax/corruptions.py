@@ -1,23 +1,24 @@
 """CIFAR-10-C-style corruptions of images, in memory.
 
 Kinds and constants are those that CIFAR-10-C was made with (Hendrycks & Dietterich 2019, arXiv 1903.12261; its
-`make_cifar_c.py`, not ImageNet-C's stronger ones). The images are not CIFAR-10-C: that set is a fixed set of files, made
-with other random numbers, OpenCV and ImageMagick. What differs:
+`make_cifar_c.py`, not ImageNet-C's stronger ones). The images are not CIFAR-10-C: that set is a fixed set of files,
+made with other random numbers, OpenCV and ImageMagick. What differs:
 
 - frost is left out (it lays photographs over images, which are not shipped here), and so is spatter (it needs OpenCV's
   edge detector); `saturate` exists for colour only;
 - results are rounded to whole grey levels, where the files were cut off;
 - in a grey image brightness is the pixel itself.
 
-Lengths in pixels (blurs, the strips of snow) are those for 32x32 and do not grow with the image, so that on larger ones
-the blurs are weaker; `elastic_transform`, `pixelate` and `zoom_blur` are in proportion to it. What is random in an image
-depends on the seed, its number, the kind and the severity alone, not on the images beside it.
+Lengths in pixels (blurs, the strips of snow) are those for 32x32 and do not grow with the image, so that on larger
+ones the blurs are weaker; `elastic_transform`, `pixelate` and `zoom_blur` are in proportion to it. What is random in
+an image depends on the seed, its number, the kind and the severity alone, not on the images beside it.
 
 Dimensions: n images, H W C image.
 """
 
 import io
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -31,7 +32,7 @@ _PIXELS_AT_ONCE = 2**19
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 # Takes (n, H, W, C) float32 in [0, 1], its constant and each image's random numbers.
-Corruption = Callable[[np.ndarray, object, Draws], np.ndarray]
+Corruption = Callable[[np.ndarray, Any, Draws], np.ndarray]
 
 
 def corrupt(images: np.ndarray, name: str, severity: int, seed: int = 0, first: int = 0) -> np.ndarray:
@@ -107,7 +108,8 @@ def _glass_blur(x, c, draws):
 
 
 def _motion_blur(x, c, draws):
-    return tools.motion(x, *c, tools.uniform(draws, (), -45, 45))
+    radius, sigma = c
+    return tools.motion(x, radius, sigma, tools.uniform(draws, (), -45, 45))
 
 
 def _zoom_blur(x, c, draws):
@@ -133,7 +135,7 @@ def _snow(x, c, draws):
 def _fog(x, c, draws):
     amount, decay = c
     brightest = x.max(axis=(1, 2, 3), keepdims=True)
-    clouds = tools.plasma(draws, *x.shape[1:3], decay)[..., None]
+    clouds = tools.plasma(draws, x.shape[1], x.shape[2], decay)[..., None]
     return (x + amount * clouds) * brightest / (brightest + amount)
 
 
