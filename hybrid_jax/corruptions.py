@@ -21,7 +21,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 
 from hybrid_jax import corruption_tools as tools
@@ -181,6 +180,8 @@ def _elastic_transform(x, c, draws):
 
 
 def _pixelate(x, c, draws):
+    from PIL import Image
+
     height, width = x.shape[1:3]
     small = max(1, int(width * c)), max(1, int(height * c))
     box = Image.Resampling.BOX
@@ -188,7 +189,9 @@ def _pixelate(x, c, draws):
 
 
 def _jpeg_compression(x, c, draws):
-    def pressed(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    def pressed(image):
         file = io.BytesIO()
         image.save(file, "jpeg", quality=c)
         return Image.open(file)
@@ -196,7 +199,10 @@ def _jpeg_compression(x, c, draws):
     return _with_pil(x, pressed)
 
 
-def _with_pil(x: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+def _with_pil(x: np.ndarray, change: Callable) -> np.ndarray:
+    """`change` takes and returns a PIL image."""
+    from PIL import Image
+
     pixels = np.round(x * 255).astype(np.uint8)
     # PIL knows grey images without an axis of channels only.
     changed = [np.asarray(change(Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p))) for p in pixels]

@@ -47,7 +47,7 @@ def soft_tokens(images: jax.Array, spec: tokens.TokenSpec) -> jax.Array:
     """(B, H, W, C) float32 images -> (B, N, S) float32 intensity tokens, whole numbers, with the pixels' gradient."""
     exact = tokens.encode(images, spec).astype(jnp.float32)
     smooth = tokens.patchify(images, spec.patch_size) * (spec.vocab_size / 256)
-    return exact + smooth - jax.lax.stop_gradient(smooth)
+    return exact + (smooth - jax.lax.stop_gradient(smooth))
 
 
 def encoder_logits(config, layer: str) -> Logits:

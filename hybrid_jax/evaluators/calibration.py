@@ -64,6 +64,21 @@ def calibration_error(bins: list[dict]) -> float:
     return float(np.average([abs(row["accuracy"] - row["confidence"]) for row in bins], weights=counts))
 
 
+def calibration_uncertainty(confidence: np.ndarray, hits: np.ndarray, draws: int = 200) -> float:
+    """Returns the standard error of `calibration_error` over images, by bootstrap with a fixed seed.
+
+    Args:
+      confidence, hits: as of `reliability`, with its 15 bins.
+      draws: of as many images, with replacement.
+    """
+    index = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+    rng, gap, n = np.random.default_rng(0), hits - confidence, len(hits)
+    picked = (rng.integers(0, n, n) for _ in range(draws))
+    # |accuracy - confidence| of a bin times its share of the images is |sum of gaps| / n.
+    errors = [np.abs(np.bincount(index[rows], gap[rows], NUM_BINS)).sum() / n for rows in picked]
+    return float(np.std(errors, ddof=1))
+
+
 def nll(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """(n, K) logits and (n,) int columns of the labels -> (n,) float64 nats."""
     logits = logits.astype(np.float64)
@@ -138,9 +153,11 @@ def _measured(fitted: probe.FittedProbe, x, labels: dict[str, np.ndarray]) -> di
     found = {}
     for variant, temperature in temperatures.items():
         scaled = logits.astype(np.float64) / temperature
-        bins = reliability(scipy.special.softmax(scaled, axis=1).max(axis=1), scaled.argmax(axis=1) == targets)
+        sure, hits = scipy.special.softmax(scaled, axis=1).max(axis=1), scaled.argmax(axis=1) == targets
+        bins = reliability(sure, hits)
         told = {"temperature": temperature} if variant == SCALED else {}
-        found["calibration_error", variant] = {"value": calibration_error(bins), "reliability": bins, **told}
+        row = {"value": calibration_error(bins), "standard_error": calibration_uncertainty(sure, hits)}
+        found["calibration_error", variant] = {**row, "reliability": bins, **told}
         for metric, values in (("probe_nll", nll(scaled, targets)), ("brier_score", brier(scaled, targets))):
             found[metric, variant] = {"value": float(values.mean()), "standard_error": standard_error(values), **told}
     return {(metric, variant): found[metric, variant] for metric in METRICS for variant in temperatures}
