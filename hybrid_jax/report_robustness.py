@@ -1,6 +1,7 @@
 """The report's robustness: accuracy by severity, images under each corruption, reliability, accuracy under attack."""
 
 import html
+import math
 
 import numpy as np
 
@@ -8,6 +9,7 @@ from hybrid_jax import corruptions
 from hybrid_jax.evaluators import calibration
 from hybrid_jax.report_figures import COLOURS, GREY, figure_uri, new_figure, styled
 
+FEWEST_IN_A_BIN = 10
 FAMILIES = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
     "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
@@ -106,8 +108,10 @@ def _reliability(rows: dict[str, dict]) -> str:
         share = [b["count"] / row["n"] for b in bins]
         axes.bar(middles, share, width * 0.94, color=GREY, label="share of the images")
         axes.plot([0, 1], [0, 1], color="#566270", linestyle="--", linewidth=1.2, label="perfect")
-        points = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
-        axes.plot(*points, color=COLOURS[0], marker="o", label="linear probe")
+        drawn = [b for b in bins if b["count"] >= FEWEST_IN_A_BIN]
+        points = [b["confidence"] for b in drawn], [b["accuracy"] for b in drawn]
+        errors = [math.sqrt(b["accuracy"] * (1 - b["accuracy"]) / b["count"]) for b in drawn]
+        axes.errorbar(*points, yerr=errors, color=COLOURS[0], marker="o", label="linear probe")
         axes.set_title(f"{variant}: error {row['value']:.2%}", fontsize=10)
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
         axes.legend(frameon=False, fontsize=8, loc="upper left")
@@ -116,7 +120,8 @@ def _reliability(rows: dict[str, dict]) -> str:
     caption = (
         f"Is the probe right as often as it believes? {next(iter(rows.values()))['n']:,} test images in "
         f"{calibration.NUM_BINS} bins of its confidence: below the dashed line it is too sure, above it too modest. A "
-        "point with few images (grey) says little. The expected calibration error is the mean distance from that line."
+        f"bin of fewer than {FEWEST_IN_A_BIN} images is not drawn; bars are one standard error. The expected "
+        "calibration error is the mean distance from that line, over images."
     )
     return _figure(figure_uri(figure), caption + scaled)
 
