@@ -68,7 +68,16 @@ _POSITIVE: dict[str, Any] = {
 }
 _STRENGTH = "; empty = the recipe's own"
 _RECIPES = ("none", "crop_flip", "grey_small", "simclr", "simclr_cifar", "moco_v2", "moco_v3")
-EVALUATORS = ("linear_probe", "few_label", "knn", "likelihood", "sample_quality")
+EVALUATORS = (
+    "linear_probe",
+    "few_label",
+    "knn",
+    "likelihood",
+    "sample_quality",
+    "calibration",
+    "corruptions",
+    "adversarial",
+)
 # Metric: the evaluator that measures it, and whether higher is better.
 BEST_METRICS = {
     "linear_probe_accuracy": ("linear_probe", True),
@@ -255,6 +264,25 @@ FIELDS: dict[str, Field] = {
     "eval.sample_quality.encoder": Field(
         "random-conv-v1", "", "whose features judge samples: `random-conv-v1`, or the workdir of another run"
     ),
+    "eval.corruptions.num_images": Field(
+        2000, "images", "first test images that are corrupted; 0 = all", **_at_least(0)
+    ),
+    "eval.corruptions.severities": Field(
+        (1, 3, 5),
+        "",
+        "how strongly images are corrupted",
+        allowed="must be whole numbers from 1 to 5",
+        check=lambda v: len(v) > 0 and all(type(s) is int and 1 <= s <= 5 for s in v),
+    ),
+    "eval.adversarial.num_images": Field(500, "images", "first test images that are attacked; 0 = all", **_at_least(0)),
+    "eval.adversarial.epsilons": Field(
+        (1, 2, 4, 8),
+        "grey levels",
+        "how far an attack may move a pixel",
+        allowed="must be whole numbers from 0 to 255",
+        check=lambda v: all(type(e) is int and 0 <= e <= 255 for e in v),
+    ),
+    "eval.adversarial.steps": Field(10, "steps", "of projected gradient descent", **_at_least(1)),
 }
 
 # A resumed run may change these; every other field must stay as the workdir's.

@@ -17,6 +17,7 @@ from hybrid_jax import (
     report_images,
     report_quality,
     report_results,
+    report_robustness,
     report_samples,
     report_views,
 )
@@ -63,6 +64,7 @@ def write_report(
         *([_section("Results", report_results.table(others))] if others or not judged else []),
         *([_section("Quality of the samples", judged)] if judged else []),
         *(_section("Layers", _figure(*report_figures.layer_sweep(row, model.default_layer))) for row in sweeps),
+        *(_section(*section) for section in report_robustness.sections(results, data)),
         _section("Training", _curves(metrics, model, results, reference_dir)),
     ]
     if sample_views is not None:

@@ -225,14 +225,18 @@ def new_figure(width: float, height: float):
     from matplotlib.figure import Figure  # not pyplot: no display and no global state
 
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
+    return figure, styled(figure.add_subplot())
+
+
+def styled(axes):
+    """Gives matplotlib axes the report's style and returns them."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e8ebef", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(which="both", labelsize=8, colors="#3c4753")
     axes.xaxis.label.set_fontsize(9)
     axes.yaxis.label.set_fontsize(9)
-    return figure, axes
+    return axes
 
 
 def figure_uri(figure) -> str:

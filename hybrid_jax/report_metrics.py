@@ -44,6 +44,10 @@ def _of_samples(title: str, meaning: str, lower: bool = False, share: bool = Fal
     return Metric(title, lower=lower, share=share, meaning=meaning, samples=True, headline=headline)
 
 
+def _of_probe(title: str, unit: str = "", lower: bool = False, share: bool = False) -> Metric:
+    return Metric(title, unit, lower, share, headline=False)
+
+
 METRICS = {
     "linear_probe_accuracy": Metric("Linear probe", share=True),
     "few_label_accuracy": Metric("Few labels", share=True),
@@ -77,6 +81,12 @@ METRICS = {
         "accuracy on real test images of a classifier that learnt from samples, named by a classifier of real images",
         share=True,
     ),
+    "corruption_accuracy": _of_probe("Corrupted images", share=True),
+    "corruption_share_retained": _of_probe("Accuracy retained on corrupted images", share=True),
+    "adversarial_accuracy": _of_probe("Under attack", share=True),
+    "calibration_error": _of_probe("Calibration error", lower=True, share=True),
+    "probe_nll": _of_probe("Probe's log-likelihood", "nats", lower=True),
+    "brier_score": _of_probe("Brier score", lower=True),
 }
 
 

@@ -26,7 +26,7 @@ def summary(model, data, results: list[dict]) -> str:
     told = "; ".join(_clause(row) for row in headlines.values()) or "nothing was evaluated"
     text = f"After {model.step:,} steps on {data.name}: {told}."
     have = {metric_of(row).title for row in results}
-    usual = {m.title: m for m in METRICS.values() if not m.samples}
+    usual = {m.title: m for m in METRICS.values() if m.headline and not m.samples}
     missing = [m for title, m in usual.items() if title not in have]
     reasons = [f"{_inside(m.title)} ({_reason(m, model, data)})" for m in missing]
     return text + (f" Not measured: {', '.join(reasons)}." if reasons else "")
@@ -122,6 +122,8 @@ def _details(row: dict) -> list[str]:
         details.append(f"{row['n_train']:,} labels")
     if row.get("train_value") is not None:
         details.append(f"{metric_of(row).tell(row['train_value'])} on {row['train_n']:,} training images")
+    if row.get("clean_value") is not None:
+        details.append(f"{row['clean_value']:.1%} on the same images unchanged")
     if row.get("converged") is False:
         details.append("the solver stopped at its iteration limit")
     return details + ([row["note"]] if row.get("note") else [])

@@ -9,7 +9,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hybrid_jax import evaluate, metrics, reference, report, report_figures, report_images, report_results, report_views
+from hybrid_jax import (
+    corruptions,
+    evaluate,
+    metrics,
+    reference,
+    report,
+    report_figures,
+    report_images,
+    report_results,
+    report_robustness,
+    report_views,
+)
 from hybrid_jax.config import default_config
 from hybrid_jax.evaluators.features import FeatureStore
 from hybrid_jax.models.tokens import TokenSpec
@@ -399,3 +410,35 @@ def test_no_figure_is_larger_than_it_need_be(tmp_path):
     render(tmp_path, make_model(), make_data(), make_results())
     assert (tmp_path / "report.html").stat().st_size < 2_000_000
     assert len(re.findall("<figcaption>[^<]{40,}", (tmp_path / "report.html").read_text("utf-8"))) >= 7
+
+
+def make_robustness():
+    common = {"n": 2000, "split": "test", "standard_error": 0.01, "layer": HOSTILE, "clean_value": 0.9}
+    table = {kind: {"1": 0.8, "5": 0.3} for kind in corruptions.MAIN}
+    corrupted = {"metric": "corruption_accuracy", "protocol": "corruptions-v1", "value": 0.55, "severities": [1, 5]}
+    corrupted |= {"accuracy": table, "floor_accuracy": table, "floor_clean_value": 0.7, "corruption_seed": 0}
+    attack = {"metric": "adversarial_accuracy", "protocol": "adversarial-v1", "value": 0.2, "steps": 10, "epsilon": 4}
+    attack |= {"variant": "PGD, 4 of 255", "fgsm_value": 0.3, "noise_value": 0.9}
+    bins = [{"low": 14 / 15, "high": 1.0, "count": 2000, "confidence": 0.97, "accuracy": 0.9}]
+    error = {"metric": "calibration_error", "protocol": "calibration-v1", "value": 0.07, "reliability": bins}
+    rows = [corrupted, attack, error | {"variant": "as fitted"}]
+    rows.append(error | {"variant": "temperature scaled", "temperature": 1.5})
+    return [{**common, "floor": {"raw pixels": 0.1}, **row} for row in rows]
+
+
+def test_robustness_has_sections_of_its_own(tmp_path):
+    page, text = render(tmp_path, make_model(), make_data(channels=3), make_robustness())
+    for expected in ("Corrupted images", "frost is missing", "severity 5", "knows encoder and probe", "divided by 1.5"):
+        assert expected in text
+    assert "90.0% on the same images unchanged" in text and "Under attack, PGD, 4 of 255" in text
+    # By severity, the sheet, by epsilon, reliability; a map, and 8 queries with 6 neighbours each.
+    assert page.tags.count("img") == 4 + 1 + 8 * 7
+
+
+def test_robustness_tells_what_there_is():
+    rows = make_robustness()
+    titles = lambda some: [title for title, _ in report_robustness.sections(some, make_data())]
+    assert titles(rows) == ["Corrupted images", "Images under attack", "Calibration"]
+    assert titles(rows[1:2]) == ["Images under attack"] and titles(make_results()) == []
+    (section,) = report_robustness.sections(rows[2:3], make_data())
+    assert "Right:" not in section[1]

@@ -3,7 +3,16 @@
 import pathlib
 from collections.abc import Callable
 
-from hybrid_jax.evaluators import few_label, knn, likelihood, linear_probe, sample_quality
+from hybrid_jax.evaluators import (
+    adversarial,
+    calibration,
+    corruptions,
+    few_label,
+    knn,
+    likelihood,
+    linear_probe,
+    sample_quality,
+)
 from hybrid_jax.evaluators.features import FeatureStore, FloorCache, Skipped
 
 Evaluator = Callable[[FeatureStore, object, FloorCache], list[dict]]
@@ -14,6 +23,9 @@ EVALUATORS: dict[str, Evaluator] = {
     "knn": knn.evaluate,
     "likelihood": likelihood.evaluate,
     "sample_quality": sample_quality.evaluate,
+    "calibration": calibration.evaluate,
+    "corruptions": corruptions.evaluate,
+    "adversarial": adversarial.evaluate,
 }
 
 

@@ -42,6 +42,7 @@ class FeatureStore:
         self.model, self.data, self.normed = model, data, normed
         self._found: dict[str, dict[str, np.ndarray]] = {}
         self._samples: dict[tuple[int, float], np.ndarray] = {}
+        self._kept: dict = {}
 
     def layers(self, split: str) -> dict[str, np.ndarray]:
         """Returns {layer: (n, D) float32} of the whole split.
@@ -75,6 +76,12 @@ class FeatureStore:
         if split in self._found:
             return self.default(split)[indices]
         return self.model.embed(getattr(self.data, split).images[indices])
+
+    def kept(self, key, compute: Callable):
+        """Returns what `compute` returned when first asked for `key`, such as a classifier fitted to features."""
+        if key not in self._kept:
+            self._kept[key] = compute()
+        return self._kept[key]
 
     def samples(self, num: int, seed: int, temperature: float = 1.0) -> np.ndarray:
         """Returns (num, H, W, C) uint8 samples of the model, the first of those drawn before where they are enough.

@@ -31,6 +31,7 @@ from hybrid_jax.evaluators.features import (
     validation_row,
 )
 from hybrid_jax.evaluators.logistic import Spectrum, fit_logistic
+from hybrid_jax.evaluators.probe import FittedProbe, fit, grid_of, middle, moments, of_layers, of_pixels
 from hybrid_jax.models.hybrid import NORMED
 
 PROTOCOL = "linear-probe-v1"
@@ -42,9 +43,7 @@ def standardise(parts: dict[str, np.ndarray], reference: np.ndarray | None = Non
 
     The reference is `train` where none is given. Features that are constant in it are only shifted.
     """
-    reference = parts["train"] if reference is None else reference
-    mean, deviation = reference.mean(axis=0), reference.std(axis=0)
-    deviation[deviation < 1e-6] = 1
+    mean, deviation = moments(parts["train"] if reference is None else reference)
     return {split: ((x - mean) / deviation).astype(np.float32) for split, x in parts.items()}
 
 
@@ -61,35 +60,22 @@ def probe(parts: dict[str, np.ndarray], labels: dict[str, np.ndarray], c_values,
       `value` (test accuracy), its `standard_error`, `n`, `n_train` (images of the last fit), `C`,
       `validation_accuracy` (None without that split), `iterations`, `converged`.
     """
-    x = standardise(parts)
-    spectrum = Spectrum.of(x["train"])
-    c_values, scores = sorted(c_values), []
-    c = middle(c_values)
-    if "validation" in x:
-        for value in c_values:
-            fitted = fit_logistic(x["train"], labels["train"], value, spectrum, max_iterations)
-            scores.append(np.mean(fitted.predict(x["validation"]) == labels["validation"]))
-        c = c_values[int(np.argmax(scores))]
-    seen = [split for split in ("train", "validation") if split in x]
-    x_seen, y_seen = (np.concatenate([source[split] for split in seen]) for source in (x, labels))
-    fitted = fit_logistic(x_seen, y_seen, c, spectrum, max_iterations)
-    hits = fitted.predict(x["test"]) == labels["test"]
+    return _measured(fit(parts, labels, c_values, max_iterations), parts["test"], labels["test"])
+
+
+def _measured(fitted: FittedProbe, x: np.ndarray, labels: np.ndarray) -> dict:
+    """What `probe` returns, of a fitted probe on (n, D) features and (n,) labels of the test split."""
+    hits = fitted.predict(x) == labels
     return {
         "value": float(np.mean(hits)),
         "standard_error": standard_error(hits),
         "n": len(hits),
-        "n_train": len(y_seen),
-        "C": float(c),
-        "validation_accuracy": float(max(scores)) if scores else None,
-        "iterations": fitted.iterations,
-        "converged": fitted.converged,
+        "n_train": fitted.n_train,
+        "C": fitted.c,
+        "validation_accuracy": fitted.validation_accuracy,
+        "iterations": fitted.classifier.iterations,
+        "converged": fitted.classifier.converged,
     }
-
-
-def middle(c_values) -> float:
-    """Returns the middle of the values, the lower one of two."""
-    ordered = sorted(c_values)
-    return ordered[(len(ordered) - 1) // 2]
 
 
 def layer_scores(
@@ -115,6 +101,12 @@ def candidates(features: FeatureStore) -> list[str]:
 def normed_name(layer: str, names: list[str]) -> str:
     """Returns which of `names`, normed layers, reads the same block as `layer`; of `encoder` its last."""
     return [name for name in names if name.startswith((f"{layer}{NORMED}", f"{layer}/"))][-1]
+
+
+def default_layer(features: FeatureStore) -> str:
+    """Returns the layer of the variant `default`."""
+    name = features.model.default_layer
+    return normed_name(name, candidates(features)) if features.normed else name
 
 
 def last_four(names) -> list[str]:
@@ -144,10 +136,11 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     """
     data, settings = features.data, config.eval.linear_probe
     labels = split_labels(data)
-    grid, limit = tuple(sorted(float(c) for c in settings.c_values)), settings.max_iterations
+    grid, limit = grid_of(settings), settings.max_iterations
 
     def floor() -> float:
-        return probe({s: raw_pixels(getattr(data, s).images) for s in labels}, labels, grid, limit)["value"]
+        fitted = of_pixels(features, labels, settings)
+        return _measured(fitted, raw_pixels(data.test.images), labels["test"])["value"]
 
     key = {"protocol": PROTOCOL, "data": data.fingerprint, "c_values": grid, "max_iterations": limit}
     name = raw_pixels_name(data.train.images)
@@ -162,8 +155,9 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     for variant in _variants(features, labels, middle(grid), limit):
         layers = tuple(variant["layers"])
         if layers not in outcomes:
-            parts = {s: np.concatenate([features.layers(s)[n] for n in layers], axis=1) for s in labels}
-            outcomes[layers] = probe(parts, labels, grid, limit)
+            fitted = of_layers(features, labels, layers, settings)
+            x = np.concatenate([features.layers("test")[name] for name in layers], axis=1)
+            outcomes[layers] = _measured(fitted, x, labels["test"])
         rows.append({**common, **variant, **outcomes[layers]})
     accuracy = rows[0]["validation_accuracy"]
     if accuracy is not None:
@@ -194,9 +188,9 @@ def _variants(features: FeatureStore, labels: dict[str, np.ndarray], c: float, l
             **more,
         }
 
-    name, names = features.model.default_layer, last_four(features.layers("train"))
+    name, names = default_layer(features), last_four(features.layers("train"))
     if features.normed:
-        name, names = normed_name(name, candidates(features)), [f"{name}{NORMED}" for name in names]
+        names = [f"{name}{NORMED}" for name in names]
     default = row("default", [name], "default layer")
     four = row("last_four", names, "concatenation of the last four layers")
     if "validation" not in labels:

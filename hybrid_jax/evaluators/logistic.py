@@ -51,7 +51,11 @@ class LogisticRegression:
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """(n, D) -> (n,) labels."""
-        return self.classes[np.argmax(x @ self.weights + self.bias, axis=1)]
+        return self.classes[np.argmax(self.logits(x), axis=1)]
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """(n, D) -> (n, K) float32, in the order of `classes`."""
+        return x @ self.weights + self.bias
 
 
 def fit_logistic(

@@ -178,7 +178,13 @@ def image_features(
     model: HybridModel, params: Any, images: jax.Array, palette: tokens_lib.Palette | None, normed: bool = False
 ) -> dict[str, jax.Array]:
     """Returns `HybridModel.features` of (B, H, W, C) uint8 images; with `normed` those after a norm too."""
-    tokens = tokens_lib.encode(images, model.spec, palette)
+    return token_features(model, params, tokens_lib.encode(images, model.spec, palette), palette, normed)
+
+
+def token_features(
+    model: HybridModel, params: Any, tokens: jax.Array, palette: tokens_lib.Palette | None, normed: bool = False
+) -> dict[str, jax.Array]:
+    """Returns what `image_features` does, of (B, N, S) tokens; intensities may be float32 and then have a gradient."""
     mutable = ["intermediates"] if normed else False
     found: Any = model.apply({"params": params}, tokens, palette, method="features", mutable=mutable)
     return found[0] if normed else found

@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from hybrid_jax import evaluators
 from hybrid_jax.config import default_config
-from hybrid_jax.evaluators import linear_probe
+from hybrid_jax.evaluators import linear_probe, probe
 from hybrid_jax.evaluators.features import FeatureStore, FloorCache, Skipped, raw_pixels, raw_pixels_name
 from hybrid_jax.evaluators.logistic import Spectrum, fit_logistic
 
@@ -199,15 +199,15 @@ def test_without_validation_the_middle_c_and_the_default_layer():
 def test_the_floor_is_computed_once_for_a_data_set_and_a_grid(tmp_path, monkeypatch):
     data, _ = digits()
     calls = []
-    monkeypatch.setattr(linear_probe, "raw_pixels", lambda images: calls.append(1) or raw_pixels(images))
+    monkeypatch.setattr(probe, "raw_pixels", lambda images: calls.append(1) or raw_pixels(images))
     first = evaluators.evaluate(digit_model(), data, config(), tmp_path)
     again = evaluators.evaluate(digit_model(), data, config(), tmp_path)
-    assert len(calls) == 3 and first == again
+    assert len(calls) == 2 and first == again
     evaluators.evaluate(digit_model(), data, config(c_values=(0.1,)), tmp_path)
-    assert len(calls) == 6
+    assert len(calls) == 4
     data.fingerprint = "other"
     evaluators.evaluate(digit_model(), data, config(), tmp_path)
-    assert len(calls) == 9
+    assert len(calls) == 6
 
 
 def test_a_damaged_floor_file_is_replaced(tmp_path):

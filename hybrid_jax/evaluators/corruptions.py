@@ -1,0 +1,101 @@
+"""The linear probe on corrupted test images (protocol corruptions-v1).
+
+The probe of `linear-probe-v1` on the default layer is fitted to clean features, then asked about the first test images
+under each of fourteen CIFAR-10-C-style corruptions (`hybrid_jax.corruptions`: not CIFAR-10-C, and no frost) at each
+severity. Images are drawn by their number alone, not by `seed`, so that every model sees the same ones. The headline is
+the plain mean over corruptions and severities; the share retained divides it by the accuracy on the same images, clean.
+The floor is the raw pixels' probe on the same corrupted images.
+
+Dimensions: n images, D features.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from hybrid_jax import corruptions
+from hybrid_jax.evaluators import linear_probe, probe
+from hybrid_jax.evaluators.features import FeatureStore, FloorCache, raw_pixels, raw_pixels_name, standard_error
+
+PROTOCOL = "corruptions-v1"
+SEED = 0
+
+Cell = tuple[str, int]
+
+
+def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
+    """Runs the protocol; one corruption at one severity is in memory at a time.
+
+    Args:
+      features: of a model and labelled data.
+      config: resolved; `eval.corruptions` and `eval.linear_probe` are read.
+      floors: where the raw pixels' accuracies are kept.
+
+    Returns:
+      `corruption_accuracy`, the mean, with `accuracy` {corruption: {severity: accuracy}} and `floor_accuracy` likewise
+      of raw pixels; and `corruption_share_retained`. Both tell `clean_value` and `floor_clean_value`.
+
+    Raises:
+      Skipped: no test split, no labels, or one class only.
+    """
+    data, settings = features.data, config.eval.linear_probe
+    labels = linear_probe.split_labels(data)
+    layer, count = linear_probe.default_layer(features), config.eval.corruptions.num_images or None
+    fitted = probe.of_layers(features, labels, (layer,), settings)
+    answers = labels["test"][:count]
+    severities = sorted(set(config.eval.corruptions.severities))
+    key = {"protocol": PROTOCOL, "data": data.fingerprint, "c_values": probe.grid_of(settings), "n": len(answers)}
+    key |= {"max_iterations": settings.max_iterations, "corruption_seed": SEED, "floor": "raw pixels"}
+
+    def pixels_accuracy(images: np.ndarray, kind: str, severity: int) -> float:
+        found = lambda: probe.of_pixels(features, labels, settings).predict(raw_pixels(images)) == answers
+        return floors.get(lambda: float(np.mean(found())), corruption=kind, severity=severity, **key)
+
+    clean = data.test.images[:count]
+    clean_hits = fitted.predict(features.layers("test")[layer][:count]) == answers
+    clean_floor = pixels_accuracy(clean, "none", 0)
+    hits, floor = {}, {}
+    for cell, images in _cells(clean, severities):
+        hits[cell] = fitted.predict(features.model.embed(images, layer)) == answers
+        floor[cell] = pixels_accuracy(images, *cell)
+    common = {"n": len(answers), "protocol": PROTOCOL, "split": "test", "layer": layer, "C": fitted.c}
+    common |= {"severities": severities, "corruption_seed": SEED, "clean_value": float(np.mean(clean_hits))}
+    common |= {"floor_clean_value": clean_floor}
+    return _rows(hits, clean_hits, floor, raw_pixels_name(clean), common)
+
+
+def _cells(images: np.ndarray, severities: list[int]) -> Iterator[tuple[Cell, np.ndarray]]:
+    for kind in corruptions.MAIN:
+        for severity in severities:
+            yield (kind, severity), corruptions.corrupt(images, kind, severity, SEED)
+
+
+def _rows(
+    hits: dict[Cell, np.ndarray], clean: np.ndarray, floor: dict[Cell, float], floor_name: str, common: dict
+) -> list[dict]:
+    each = np.mean(list(hits.values()), axis=0)
+    mean, mean_floor = float(np.mean(each)), float(np.mean(list(floor.values())))
+    accuracy = {
+        "metric": "corruption_accuracy",
+        "value": mean,
+        "standard_error": standard_error(each),
+        "floor": {floor_name: mean_floor},
+        "accuracy": _table({cell: float(np.mean(found)) for cell, found in hits.items()}),
+        "floor_accuracy": _table(floor),
+    }
+    rows = [{**accuracy, **common}]
+    if clean.any() and common["floor_clean_value"]:
+        share = mean / float(np.mean(clean))
+        # Both means are of the same images: the ratio's error by its first derivative.
+        error = standard_error((each - share * clean) / np.mean(clean))
+        retained = {"metric": "corruption_share_retained", "value": share, "standard_error": error}
+        rows.append({**retained, "floor": {floor_name: mean_floor / common["floor_clean_value"]}, **common})
+    return rows
+
+
+def _table(values: dict[Cell, float]) -> dict[str, dict[str, float]]:
+    """{(kind, severity): value} -> {kind: {severity: value}}, as JSON has it."""
+    table: dict[str, dict[str, float]] = {}
+    for (kind, severity), value in values.items():
+        table.setdefault(kind, {})[str(severity)] = value
+    return table
