@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Callable
 
-from hybrid_jax.evaluators import few_label, knn, likelihood, linear_probe, sample_quality
+from hybrid_jax.evaluators import few_label, knn, likelihood, linear_probe, ood, sample_quality
 from hybrid_jax.evaluators.features import FeatureStore, FloorCache, Skipped
 
 Evaluator = Callable[[FeatureStore, object, FloorCache], list[dict]]
@@ -14,6 +14,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "knn": knn.evaluate,
     "likelihood": likelihood.evaluate,
     "sample_quality": sample_quality.evaluate,
+    "ood": ood.evaluate,
 }
 
 

@@ -6,6 +6,7 @@ Dimensions: n images, H W C image, D features.
 import json
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +43,7 @@ class FeatureStore:
         self.model, self.data, self.normed = model, data, normed
         self._found: dict[str, dict[str, np.ndarray]] = {}
         self._samples: dict[tuple[int, float], np.ndarray] = {}
+        self._once: dict[str, Any] = {}
 
     def layers(self, split: str) -> dict[str, np.ndarray]:
         """Returns {layer: (n, D) float32} of the whole split.
@@ -86,6 +88,16 @@ class FeatureStore:
         if len(self._samples.get(key, ())) < num:
             self._samples[key] = self.model.sample(seed, num, temperature=temperature)
         return self._samples[key][:num]
+
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Returns what `compute` returned when first asked for under this name."""
+        if name not in self._once:
+            self._once[name] = compute()
+        return self._once[name]
+
+    def known(self, name: str) -> Any:
+        """Returns what `once` keeps under this name, None where nothing is kept."""
+        return self._once.get(name)
 
 
 class FloorCache:
