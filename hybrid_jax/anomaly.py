@@ -13,6 +13,7 @@ import pathlib
 import zipfile
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -44,8 +45,9 @@ def measured(measures: dict[str, np.ndarray]) -> Measures:
 def joined(parts: list[Measures]) -> Measures:
     """Returns the measures of several chunks, one after the other."""
     names = vars(parts[0])
-    columns = {name: [getattr(part, name) for part in parts] for name in names}
-    return Measures(**{k: None if v[0] is None else np.concatenate(v) for k, v in columns.items()})
+    columns: dict[str, list[Any]] = {name: [getattr(part, name) for part in parts] for name in names}
+    whole: dict[str, Any] = {k: None if v[0] is None else np.concatenate(v) for k, v in columns.items()}
+    return Measures(**whole)
 
 
 def fit(model, images: np.ndarray, seed: int, log: Callable[[str], None] = print) -> tuple[JointScore, dict]:
@@ -112,8 +114,8 @@ def _fitted(features, config, log: Callable[[str], None]) -> JointScore | None:
 def save(workdir: str | os.PathLike, model, score: JointScore) -> None:
     """Writes `anomaly/<step>.npz`, whole or not at all; of several processes the first does."""
     about = {"format": FORMAT, "kind": score.kind, "parameters": fingerprint(model), "layers": model.measured_layers}
-    file = io.BytesIO()
-    np.savez(file, about=np.array(json.dumps(about | score.about)), **score.arrays)
+    file, arrays = io.BytesIO(), {"about": np.array(json.dumps(about | score.about)), **score.arrays}
+    np.savez(file, **arrays)  # type: ignore[arg-type]
     path = _path(workdir, model.step)
     if is_first():
         path.parent.mkdir(exist_ok=True)

@@ -11,7 +11,7 @@ TPR = 0.95
 
 
 def auroc(inliers: np.ndarray, outliers: np.ndarray) -> float:
-    """Returns the share of pairs, an (n,) inlier's score and an (m,) outlier's, whose outlier's is higher; ties half."""
+    """Returns the share of pairs of (n,) and (m,) scores in which the outlier's is the higher one; ties count half."""
     ordered = np.sort(inliers)
     below = np.searchsorted(ordered, outliers, "left")
     up_to = np.searchsorted(ordered, outliers, "right")

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_jax import config as config_lib
 from hybrid_jax import anomaly, distributed, evaluators, loading, report, sharding, stopping
+from hybrid_jax import config as config_lib
 from hybrid_jax.data import augment, sources
 from hybrid_jax.errors import UserError, explained_memory
 from hybrid_jax.evaluators.features import FeatureStore

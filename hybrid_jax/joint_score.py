@@ -13,6 +13,7 @@ Dimensions: n images, D features.
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import scipy.stats
@@ -48,8 +49,9 @@ class Measures:
 
     def take(self, rows) -> "Measures":
         """Returns those of some images, by index, slice or mask."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Measures(**{name: None if value is None else value[rows] for name, value in values.items()})
+        values: dict[str, Any] = vars(self)
+        taken: dict[str, Any] = {name: None if value is None else value[rows] for name, value in values.items()}
+        return Measures(**taken)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +74,7 @@ class JointScore:
         if self.kind not in KINDS or any(not np.isfinite(values).all() for values in self.arrays.values()):
             raise ValueError("no such score")
         sizes = {"normal": len(names)} | {name: self.arrays[f"{name}/mean"].size for name in ("middle", "last")}
-        shapes = {f"{name}/mean": (size,) for name, size in sizes.items()}
+        shapes: dict[str, tuple[int, ...]] = {f"{name}/mean": (size,) for name, size in sizes.items()}
         shapes |= {f"{name}/whitening": (size, size) for name, size in sizes.items()}
         shapes |= {f"tails/{name}": (self.arrays["tails/distance"].size,) for name in names} | {"brown": (2,)}
         shapes |= {"line": (2,)} if has_likelihood else {}
@@ -152,7 +154,7 @@ def _normal_scores(parts: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) 
 
 def _brown(log_ps: np.ndarray) -> np.ndarray:
     """Returns (2,): -2 times the sum of k logarithms is scale * chi-square of this freedom (Brown 1975)."""
-    n, k = log_ps.shape
+    k = log_ps.shape[1]
     if k == 1 or abs(correlation := np.corrcoef(log_ps.T)[0, 1]) <= CORRELATED or math.isnan(correlation):
         return np.array([1.0, 2.0 * k])
     mean, variance = 2.0 * k, 4.0 * k + 2 * np.cov(-2 * log_ps.T)[0, 1]

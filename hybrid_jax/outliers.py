@@ -40,7 +40,7 @@ def bent(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     side = max(height, width)
     field = scipy.ndimage.gaussian_filter(rng.normal(size=(n, 2, height, width)), (0, 0, side / 7, side / 7))
     field *= BEND * side / np.maximum(field.std(axis=(2, 3), keepdims=True), 1e-9)
-    grid = np.stack(np.mgrid[:height, :width])
+    grid = np.indices((height, width))
     made = np.empty_like(images)
     for i, image in enumerate(images):
         for channel in range(image.shape[2]):

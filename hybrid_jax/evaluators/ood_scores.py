@@ -44,6 +44,7 @@ class Seen:
 
 
 Score = Callable[[Seen], np.ndarray]
+Distance = Callable[[np.ndarray], np.ndarray]
 
 
 class Scores:
@@ -91,7 +92,7 @@ class Scores:
 
     def _of_features(self) -> dict[str, Score]:
         bank = self._features.at_least("train", FIT_IMAGES)[:FIT_IMAGES]
-        return {name: lambda seen, f=f: f(seen.features) for name, f in _distances(bank).items()}
+        return _of(lambda seen: seen.features, _distances(bank))
 
     def _of_probe(self) -> dict[str, Score]:
         labels, settings = self._features.data.train.labels, self._config.eval.linear_probe
@@ -113,11 +114,12 @@ class Scores:
     def _of_pixels(self) -> dict[str, Score]:
         train = self._features.data.train.images[:FIT_IMAGES]
         found, name = _distances(raw_pixels(train)), raw_pixels_name(train)
-        return {f"{name}, {kind}": lambda seen, f=f: f(raw_pixels(seen.images)) for kind, f in found.items()}
+        return _of(lambda seen: raw_pixels(seen.images), {f"{name}, {kind}": f for kind, f in found.items()})
 
     def _of_random(self) -> dict[str, Score]:
         bank = self._random.embed(self._features.data.train.images[:FIT_IMAGES])
-        return {f"random encoder, {kind}": lambda seen, f=f: f(seen.random) for kind, f in _distances(bank).items()}
+        found = _distances(bank)
+        return _of(lambda seen: seen.random, {f"random encoder, {kind}": f for kind, f in found.items()})
 
     def _of_histograms(self) -> dict[str, Score]:
         model, batch = self._features.model, self._config.eval.batch_size
@@ -129,7 +131,16 @@ class Scores:
         }
 
 
-def _distances(bank: np.ndarray) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+def _of(part: Score, functions: dict[str, Distance]) -> dict[str, Score]:
+    """Makes functions of features functions of what was seen, of which `part` takes the features."""
+
+    def one(function: Distance) -> Score:
+        return lambda seen: function(part(seen))
+
+    return {name: one(function) for name, function in functions.items()}
+
+
+def _distances(bank: np.ndarray) -> dict[str, Distance]:
     """Scores of (n, D) features by how far they lie from a (m, D) bank of the data's."""
     gaussian, k = Gaussian.fit(bank), min(NEIGHBOUR, len(bank))
     return {"Mahalanobis": gaussian.distance, "k-NN": lambda x: -nearest(x, bank, k)[0][:, -1]}
