@@ -50,6 +50,7 @@ METRICS = {
     "knn_accuracy": Metric("k-NN", share=True),
     "bits_per_dim": Metric("Likelihood", "bits/dim", lower=True),
     "nats_per_token": Metric("Likelihood", "nats/token", lower=True),
+    "ood_auroc": Metric("Outliers found (AUROC)"),
     "frechet_distance": _of_samples(
         "Samples' Frechet distance", "how far the samples' features, as a whole, lie from training images'", lower=True
     ),
