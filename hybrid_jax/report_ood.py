@@ -60,7 +60,7 @@ def _table(rows: list[dict], results: list[dict]) -> str:
     lines.append(f'<tr><td colspan="{len(pairs) + 1}"><small>without the model</small></td></tr>')
     lines += [_line(name, scores, best) for name, scores in _by_mean(trivial)]
     told = _caption(rows[0], results)
-    return f'<div class="wide"><table><tr>{head}</tr>{"".join(lines)}</table></div><p class="caption">{told}</p>'
+    return f'<div class="wide"><table><tr>{head}</tr>{"".join(lines)}</table></div><p class="caption note">{told}</p>'
 
 
 def _by_mean(table: dict[str, dict[str, float]]) -> list[tuple[str, dict[str, float]]]:
@@ -89,8 +89,8 @@ def _caption(first: dict, results: list[dict]) -> str:
     return html.escape(
         f"How often a score puts an outlier above a test image: .5 is chance, 1 perfect; bold: the best of a column. "
         f"{first['n_id']:,} test images against at most as many outliers of each kind, protocol {first['protocol']}. "
-        "Shuffled and rotated images have the mean, the deviation and the zeros of the images they were made of. Image mean, "
-        f"deviation and share of zeros take the better direction of each column. {others}"
+        "Shuffled and rotated images have the mean, the deviation and the zeros of the images they were made of. Image "
+        f"mean, deviation and share of zeros take the better direction of each column. {others}"
     )
 
 
@@ -127,7 +127,7 @@ def _extremes(outcome: Outcome, name: str) -> str:
         parts.append(_figure(image_uri(laid_out(np.concatenate(tiles), 1)), told))
     caption = (
         f"The extremes by the {name}: of each set the {len(outcome.shown[''][0])} images with the highest scores "
-        "above, and those with the lowest below. Test images that score high are worth a look: odd ones, or mislabelled."
+        "above, and those with the lowest below. Test images that score high are worth a look: odd, or mislabelled."
     )
     return f'<p class="caption note">{html.escape(caption)}</p><div class="grid">{"".join(parts)}</div>'
 

@@ -113,7 +113,7 @@ def _rows(outcome: Outcome, names: list[str], metric: str, positive: str, functi
                 "metric": metric,
                 "variant": f"{score}, {group}{side}",
                 "value": mean.pop(score),
-                "n": n_id + n_ood,
+                "n": n_id,
                 "n_id": n_id,
                 "n_ood": n_ood,
                 "positive": positive,
