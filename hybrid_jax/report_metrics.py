@@ -50,7 +50,6 @@ METRICS = {
     "knn_accuracy": Metric("k-NN", share=True),
     "bits_per_dim": Metric("Likelihood", "bits/dim", lower=True),
     "nats_per_token": Metric("Likelihood", "nats/token", lower=True),
-    "ood_auroc": Metric("Outliers found (AUROC)"),
     "frechet_distance": _of_samples(
         "Samples' Frechet distance", "how far the samples' features, as a whole, lie from training images'", lower=True
     ),
@@ -81,7 +80,11 @@ METRICS = {
 }
 
 
+# Of which a report does not say that they were not measured.
+_MORE = {"ood_auroc": Metric("Outliers found (AUROC)")}
+
+
 def metric_of(row: dict) -> Metric:
     """Returns how a result is told; one without an entry goes by its name, higher is better."""
     name = row["metric"]
-    return METRICS.get(name) or Metric(name.replace("_", " "), share=name.endswith("_accuracy"))
+    return METRICS.get(name) or _MORE.get(name) or Metric(name.replace("_", " "), share=name.endswith("_accuracy"))

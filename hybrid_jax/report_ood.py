@@ -42,8 +42,8 @@ def sections(features: FeatureStore, results: list[dict]) -> list[tuple[str, str
     first = rows[0]["score"]
     drawn = [first, *(name for name in _DRAWN if name in outcome.inliers and name != first)]
     figures = "".join(_figure(*_histogram(outcome, name)) for name in drawn)
-    body = f'{_table(rows, results)}<div class="grid">{figures}</div>{_extremes(outcome, first)}'
-    return [("Outliers", body)]
+    body = f'{_table(rows, results)}<div class="grid">{figures}</div>'
+    return [("Outliers", body), ("The most and the least anomalous images", _extremes(outcome, first))]
 
 
 def _table(rows: list[dict], results: list[dict]) -> str:
