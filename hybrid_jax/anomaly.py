@@ -116,7 +116,7 @@ def save(workdir: str | os.PathLike, model, score: JointScore) -> None:
     about = {"format": FORMAT, "kind": score.kind, "parameters": fingerprint(model), "layers": model.measured_layers}
     file, arrays = io.BytesIO(), {"about": np.array(json.dumps(about | score.about)), **score.arrays}
     np.savez(file, **arrays)  # type: ignore[arg-type]
-    path = _path(workdir, model.step)
+    path = path_of(workdir, model.step)
     if is_first():
         path.parent.mkdir(exist_ok=True)
     write_whole_bytes(path, file.getvalue())
@@ -136,16 +136,19 @@ def load(model) -> JointScore:
 
 def find(model) -> JointScore | None:
     """As `load`, but None where the checkpoint has no statistics."""
-    path = None if model.workdir is None else _path(model.workdir, model.step)
+    path = None if model.workdir is None else path_of(model.workdir, model.step)
     if path is None or not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
+            # Ours are stored as they are: what unpacks to more than the file holds is not.
+            if any(member.compress_type != zipfile.ZIP_STORED for member in file.zip.infolist()):
+                raise ValueError("compressed")
             arrays = {name: file[name] for name in file.files}
         about = json.loads(str(arrays.pop("about")))
         score = JointScore(about["kind"], arrays, about)
         score.check(model.has_likelihood)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, MemoryError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: is damaged ({type(error).__name__}); {_remedy(model)}") from error
     if about.get("format") != FORMAT or about.get("parameters") != fingerprint(model):
         raise UserError(f"{path}: was fitted to other parameters than those of step {model.step}; {_remedy(model)}")
@@ -160,7 +163,8 @@ def fingerprint(model) -> str:
     return hashlib.sha256(json.dumps(checksums.checksums(tree), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _path(workdir: str | os.PathLike, step: int) -> pathlib.Path:
+def path_of(workdir: str | os.PathLike, step: int) -> pathlib.Path:
+    """Returns where the statistics of a step's checkpoint lie."""
     return pathlib.Path(workdir) / "anomaly" / f"{step}.npz"
 
 

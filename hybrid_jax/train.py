@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from hybrid_jax import (
+    anomaly,
     checkpoint,
     distributed,
     evaluators,
@@ -146,7 +147,9 @@ def _run(config, workdir, data, mesh, state, start, checkpoints, writer, stops, 
     if start == total and distributed.from_first(results_path(workdir, total).exists()):
         log(f"already trained and evaluated; --mode=eval evaluates again; report: {workdir / 'report.html'}")
         return _last_metrics(workdir) | read_headline(workdir, total)
-    if config.eval.every_steps < 0:
+    if config.eval.every_steps < 0 and not (
+        start == total and distributed.from_first(anomaly.path_of(workdir, total).exists())
+    ):
         with explained_memory(f"lower config.eval.batch_size={config.eval.batch_size}"):
             seen = data.for_evaluation(config.eval.max_images)
             write_anomaly(FeatureStore(model.with_state(state), seen), config, workdir, log)

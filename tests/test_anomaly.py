@@ -126,3 +126,12 @@ def test_too_few_images_and_no_validation_split_are_said(run):
     none = SimpleNamespace(train=data.train, validation=None)
     assert isinstance(anomaly.fitted(FeatureStore(model, none), config, lines.append), joint_score.JointScore)
     assert "no validation split" in lines[0]
+
+
+def test_the_same_command_again_fits_nothing_anew(copied):
+    written, lines = (copied / "anomaly" / "10.npz").stat().st_mtime_ns, []
+    config = tiny.get_config()
+    config.eval.anomaly.num_images = 100
+    train.train_and_evaluate(config, copied, lines.append)
+    assert (copied / "anomaly" / "10.npz").stat().st_mtime_ns == written
+    assert not any("anomaly score" in line for line in lines)

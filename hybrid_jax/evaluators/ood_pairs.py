@@ -21,7 +21,7 @@ AT_CHANCE = ("shuffled", "rotated", "held-out classes")
 SHUFFLED_GRID = 4  # blocks along each side
 NOISE = 32  # grey levels
 BLUR = 1 / 14  # of the shorter side
-_DIGIT_SETS = ("mnist", "digits")  # whose own images these would be
+DIGIT_SETS = ("mnist", "digits")  # whose own images these would be
 _DIGITS = "data/data/mnist_5k.csv.gz"
 
 
@@ -107,7 +107,7 @@ def outliers(data, images: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     if data.held_out is not None and len(data.held_out.images):
         found["held-out classes"] = data.held_out.images[: len(images)]
     handwritten = digits()
-    if handwritten is None or data.name in _DIGIT_SETS:
+    if handwritten is None or data.name in DIGIT_SETS:
         return found
     # In steps: the file is sorted by digit.
     rows = np.unique(np.linspace(0, len(handwritten) - 1, min(len(images), len(handwritten))).astype(int))
