@@ -64,11 +64,16 @@ def fit(model, images: np.ndarray, seed: int, log: Callable[[str], None] = print
     Returns:
       The score, and how it was chosen: {kind: {outliers: AUROC}}.
     """
-    measures = model.measures(images)
-    half = len(images) // 2
+    half, rng = len(images) // 2, np.random.default_rng(seed)
+    source = images[half : half + _CHOICE_IMAGES]
+    made = [make(source, rng) for make in SYNTHETIC.values()]
+    # In one pass, so that no further shape is compiled.
+    found = model.measures(np.concatenate([images, *made]))
+    measures, starts = found.take(np.s_[: len(images)]), range(len(images), len(found), len(source))
     first, second = joint_score.fit(measures.take(np.s_[:half])), measures.take(np.s_[half:])
-    source, rng = images[half : half + _CHOICE_IMAGES], np.random.default_rng(seed)
-    outliers = {name: model.measures(make(source, rng)) for name, make in SYNTHETIC.items()}
+    outliers = {
+        name: found.take(np.s_[start : start + len(source)]) for name, start in zip(SYNTHETIC, starts, strict=True)
+    }
     choice = {
         kind: {name: auroc(first.score(second, kind), first.score(m, kind)) for name, m in outliers.items()}
         for kind in joint_score.KINDS

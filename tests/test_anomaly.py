@@ -95,6 +95,7 @@ def test_damaged_statistics_are_told_in_one_line(copied, damage):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_eval_writes_them_again(copied):
     before = hybrid_jax.load(copied).anomaly_score(IMAGES)
     shutil.rmtree(copied / "anomaly")
