@@ -77,6 +77,7 @@ EVALUATORS = (
     "calibration",
     "corruptions",
     "adversarial",
+    "ood",
 )
 # Metric: the evaluator that measures it, and whether higher is better.
 BEST_METRICS = {
@@ -106,6 +107,13 @@ FIELDS: dict[str, Field] = {
     "data.test_split": Field("test", "", "the split that final figures are computed on"),
     "data.labelled_split": Field(
         "", "", "the split that probes learn from (a share may be held out); empty = the training split"
+    ),
+    "data.exclude_classes": Field(
+        (),
+        "",
+        "labels that are never trained on; their test images are what evaluator `ood` shall notice",
+        allowed="must be labels, whole numbers of at least 0, each once",
+        check=lambda v: all(type(c) is int and c >= 0 for c in v) and len(set(v)) == len(v),
     ),
     "data.memory_gib": Field(8.0, "GiB", "a larger split stays on disk and is read batch by batch", **_at_least(0)),
     "data.cache": Field("", "", "where decoded images are kept; empty = the user's cache folder"),
@@ -257,6 +265,16 @@ FIELDS: dict[str, Field] = {
         0.07, "", "a vote weighs exp(cosine / this)", allowed="must be above 0", check=lambda v: v > 0
     ),
     "eval.likelihood.num_images": Field(0, "images", "first images of the split; 0 = all", **_at_least(0)),
+    "eval.anomaly.num_images": Field(
+        2000,
+        "images",
+        "validation images that `anomaly_score` is fitted on; 0 = no such score",
+        allowed="must be 0 or at least 50",
+        check=lambda v: v == 0 or v >= 50,
+    ),
+    "eval.ood.num_images": Field(
+        1000, "images", "first test images, and as many of every kind of outlier; 0 = all", **_at_least(0)
+    ),
     "eval.sample_quality.num_images": Field(
         1000, "images", "samples drawn; at most the test images and half the training images", **_at_least(1)
     ),

@@ -9,14 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hybrid_jax import anomaly, distributed, evaluators, loading, report, sharding, stopping
 from hybrid_jax import config as config_lib
-from hybrid_jax import distributed, evaluators, loading, report, sharding, stopping
 from hybrid_jax.data import augment, sources
 from hybrid_jax.errors import UserError, explained_memory
 from hybrid_jax.evaluators.features import FeatureStore
 from hybrid_jax.files import still_writable, writable, write_whole
 from hybrid_jax.metrics import headline, results_path
 from hybrid_jax.report_views import SampleViews
+
+_MOST_FLOORS = 4
 
 
 def evaluate_and_report(
@@ -39,14 +41,23 @@ def evaluate_and_report(
         log(f"  {note}")
     (workdir / "eval").mkdir(exist_ok=True)
     features = FeatureStore(model, data, config.eval.linear_probe.normed)
+    write_anomaly(features, config, workdir, log)
     results = evaluators.evaluate(model, data, config, workdir, log, features, leave_if_asked)
     leave_if_asked()
     for row in results:
-        log(summary_line(row))
+        if not row.get("detail"):
+            log(summary_line(row))
     log(f"report: {report.write_report(workdir, model, data, results, sample_views(config, data), features)}")
     # Last, because this file says that the evaluation is complete.
     write_whole(results_path(workdir, model.step), json.dumps(results, indent=2) + "\n")
     return headline(results)
+
+
+def write_anomaly(features: FeatureStore, config, workdir: pathlib.Path, log: Callable[[str], None]) -> None:
+    """Fits `anomaly_score` and writes what was fitted, unless `eval.anomaly` asks for none."""
+    score = anomaly.fitted(features, config, log)
+    if score is not None:
+        anomaly.save(workdir, features.model, score)
 
 
 def evaluate_workdir(workdir: str | os.PathLike, step: str | None, eval_section, log: Callable[[str], None] = print):
@@ -91,7 +102,10 @@ def _evaluate_workdir(workdir, step, eval_section, log, mesh, leave_if_asked) ->
 
 def summary_line(row: dict) -> str:
     """Returns one result as a line: metric, variant, split if it is validation, value, floor."""
-    floors = ", ".join(f"{name} {value:.4f}" for name, value in (row.get("floor") or {}).items())
+    found = sorted((row.get("floor") or {}).items(), key=lambda item: -item[1])
+    # Only outliers have so many floors, and there the highest is the one to beat.
+    shown = found[:1] if len(found) > _MOST_FLOORS else (row.get("floor") or {}).items()
+    floors = ", ".join(f"{name} {value:.4f}" for name, value in shown)
     validation = "validation" if row.get("split") == "validation" else ""
     told = ", ".join(filter(None, [row.get("variant"), validation]))
     variant = f" ({told})" if told else ""

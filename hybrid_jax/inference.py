@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from hybrid_jax import sharding
+from hybrid_jax import anomaly, sharding
 from hybrid_jax.data.inputs import Images, Inputs, open_inputs
 from hybrid_jax.data.store_writer import Chunk
 from hybrid_jax.errors import UserError
@@ -47,8 +48,9 @@ class Model:
         step: int,
         mesh: Mesh | None = None,
         fingerprint: str | None = None,
+        workdir: str | os.PathLike | None = None,
     ):
-        """Wraps parameters; with a mesh, batches are cut over it."""
+        """Wraps parameters; with a mesh, batches are cut over it. `workdir` is where fitted statistics lie."""
         self.config, self.params, self.palette, self.step = config, params, palette, step
         self._mesh = mesh
         self._compiled: dict[str, Callable] = {}
@@ -58,7 +60,8 @@ class Model:
         self.spec = self._module.spec
         self.has_likelihood, self.has_contrastive = self._module.generative, self._module.contrastive
         self.default_layer = hybrid.default_layer(config)
-        self.fingerprint = fingerprint
+        self.fingerprint, self.workdir = fingerprint, workdir
+        self._anomaly: Any = None
 
     def embed(self, images: Images, layer: str | None = None) -> np.ndarray:
         """Features: the mean over positions of a layer.
@@ -85,7 +88,8 @@ class Model:
 
         Returns:
           `names` (n,) str, sorted relative POSIX paths, of an .npy the row numbers; `features` (n, D) float32;
-          and where there is a likelihood `log_prob` (n,) float32, nats per image.
+          where there is a likelihood `log_prob` (n,) float32, nats per image; and where statistics were fitted
+          `anomaly_score` (n,) float32, as that method gives.
 
         Raises:
           UserError: as `embed`; with `skip`, no file could be read.
@@ -99,10 +103,13 @@ class Model:
         """Yields what `embed_files` returns a batch at a time: only one is in memory."""
         layer = self.checked_layer(layer)
         wanted = [layer, "token_log_prob"] if self.has_likelihood else [layer]
-        for chunk, found in self._batches(wanted, inputs, on_error):
+        joint = anomaly.find(self)
+        for chunk, found in self._batches(wanted + ["measures"] * (joint is not None), inputs, on_error):
             part = {"names": np.array(chunk.names, np.str_), "features": found[layer]}
             if self.has_likelihood:
                 part["log_prob"] = _whole(found["token_log_prob"])
+            if joint is not None:
+                part["anomaly_score"] = joint.score(anomaly.measured(found["measures"]))
             yield part
 
     def features(self, images: Images, normed: bool = False) -> dict[str, np.ndarray]:
@@ -152,6 +159,47 @@ class Model:
         if self.spec.kind == "palette":
             raise UserError("bits_per_dim: palette tokens are lossy; use log_prob, in nats")
         return -self.log_prob(images) / (math.prod(self.spec.image_shape) * math.log(2))
+
+    def anomaly_score(self, images: Images) -> np.ndarray:
+        """How unlike the data an image is, by the joint score fitted on validation images when the run was evaluated.
+
+        Args:
+          images: as said above.
+
+        Returns:
+          (B,) float32, higher = more anomalous. Without a likelihood the features decide alone.
+
+        Raises:
+          UserError: the checkpoint has no fitted statistics; the line names the command that makes them.
+        """
+        return self.fitted_anomaly().score(self.measures(images))
+
+    def fitted_anomaly(self):
+        """Returns what `anomaly_score` was fitted to, a `joint_score.JointScore`; raises UserError as that does."""
+        if self._anomaly is None:
+            self._anomaly = anomaly.load(self)
+        return self._anomaly
+
+    def measures(self, images: Images):
+        """What the joint score is made of, as `joint_score.Measures`."""
+        batches = self._batches(["measures"], open_inputs(images))
+        return anomaly.joined([anomaly.measured(found["measures"]) for _, found in batches])
+
+    def untrained(self, seed: int) -> "Model":
+        """Returns a model of the same architecture with fresh parameters; what is compiled is shared."""
+        other = copy.copy(self)
+        fresh = jax.device_get(hybrid.init_params(self._module, jax.random.key(seed), jax.device_get(self.palette)))
+        other.params = sharding.place(fresh, jax.tree.map(lambda x: x.sharding, self.params))
+        other.workdir, other._anomaly = None, None
+        return other
+
+    @functools.cached_property
+    def measured_layers(self) -> tuple[str, str]:
+        """The middle layer, and the last or, without an encoder, the decoder's output."""
+        encoder, decoder = self.config.model.encoder_layers, self.config.model.decoder_layers
+        if encoder:
+            return f"encoder/{max(1, encoder // 2)}", "encoder"
+        return f"decoder/{max(1, decoder // 2)}", "decoder"
 
     def sample(
         self,
@@ -235,7 +283,7 @@ class Model:
         other = copy.copy(self)
         # The moving average where there is one.
         other.params = state.params if state.ema_params is None else state.ema_params
-        other.palette, other.step = state.palette, int(state.step)
+        other.palette, other.step, other._anomaly = state.palette, int(state.step), None
         return other
 
     def checked_layer(self, layer: str | None) -> str:
@@ -249,7 +297,8 @@ class Model:
     def _function(self, name: str) -> Callable:
         """Returns a jitted (params, palette, images) -> outputs, whole on every device.
 
-        `token_log_prob` gives that, the name of a layer its features, `*` those of all, `*:normed` normed ones too.
+        `token_log_prob` gives that, the name of a layer its features, `*` those of all, `*:normed` normed ones too,
+        `measures` what the joint anomaly score reads.
         """
         if name in self._compiled:
             return self._compiled[name]
@@ -258,6 +307,8 @@ class Model:
             if name == "token_log_prob":
                 coded = tokens.encode(images, self.spec, palette)
                 return self._module.apply({"params": params}, coded, palette, method=name)
+            if name == "measures":
+                return hybrid.measures(self._module, params, images, palette, self.measured_layers)
             found = hybrid.image_features(self._module, params, images, palette, name.endswith(hybrid.NORMED))
             return found if name.startswith("*") else found[name]
 

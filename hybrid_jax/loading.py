@@ -41,7 +41,7 @@ def load(
         chosen = choose_steps(workdir, step, checkpoints)
         for candidate in chosen:
             try:
-                return _load_step(checkpoints, candidate, mesh)
+                return _load_step(checkpoints, candidate, mesh, workdir)
             except DamagedError as error:
                 log(str(error))
     finally:
@@ -49,7 +49,7 @@ def load(
     raise UserError(f"--workdir={workdir}: no undamaged checkpoint among {', '.join(map(str, chosen))}")
 
 
-def _load_step(checkpoints: Checkpoints, step: int, mesh: Mesh | None) -> Model:
+def _load_step(checkpoints: Checkpoints, step: int, mesh: Mesh | None, workdir: str | os.PathLike) -> Model:
     config = checkpoints.config(step)
     spec = tokens.TokenSpec.from_config(config)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if mesh is None else sharding.replicated(mesh)
@@ -63,4 +63,4 @@ def _load_step(checkpoints: Checkpoints, step: int, mesh: Mesh | None) -> Model:
     if abstract is not None:
         made = tokens.Palette.from_colours(np.asarray(parts["palette"]))
         palette = sharding.place(made, jax.tree.map(lambda _: here, made))
-    return Model(config, parts[part], palette, meta["step"], mesh, meta["fingerprint"])
+    return Model(config, parts[part], palette, meta["step"], mesh, meta["fingerprint"], workdir)

@@ -15,6 +15,7 @@ from hybrid_jax import (
     reference,
     report_figures,
     report_images,
+    report_ood,
     report_quality,
     report_results,
     report_robustness,
@@ -53,7 +54,8 @@ def write_report(
     features = features or FeatureStore(model, data)
     metrics = metrics_lib.read(workdir)
     # Those of the validation split are there to choose by.
-    results = [row for row in results if row.get("split") != "validation"]
+    measured = [row for row in results if row.get("split") != "validation"]
+    results = report_ood.condensed(measured)
     sweeps = [row for row in results if row.get("layer_validation_accuracy")]
     judged, others = report_quality.table(results), [row for row in results if not metric_of(row).samples]
     title = html.escape(f"hybrid_jax: {data.name}, step {model.step:,}")
@@ -63,6 +65,7 @@ def write_report(
         f'<p class="facts">{html.escape(facts(model, data, metrics))}</p>',
         *([_section("Results", report_results.table(others))] if others or not judged else []),
         *([_section("Quality of the samples", judged)] if judged else []),
+        *(_section(*section) for section in report_ood.sections(features, measured)),
         *(_section("Layers", _figure(*report_figures.layer_sweep(row, model.default_layer))) for row in sweeps),
         *(_section(*section) for section in report_robustness.sections(results, data)),
         _section("Training", _curves(metrics, model, results, reference_dir)),

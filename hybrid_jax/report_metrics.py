@@ -90,7 +90,11 @@ METRICS = {
 }
 
 
+# Of which a report does not say that they were not measured.
+_MORE = {"ood_auroc": Metric("Outliers found (AUROC)")}
+
+
 def metric_of(row: dict) -> Metric:
     """Returns how a result is told; one without an entry goes by its name, higher is better."""
     name = row["metric"]
-    return METRICS.get(name) or Metric(name.replace("_", " "), share=name.endswith("_accuracy"))
+    return METRICS.get(name) or _MORE.get(name) or Metric(name.replace("_", " "), share=name.endswith("_accuracy"))

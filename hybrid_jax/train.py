@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from hybrid_jax import (
+    anomaly,
     checkpoint,
     distributed,
     evaluators,
@@ -27,7 +28,8 @@ from hybrid_jax import config as config_lib
 from hybrid_jax import metrics as metrics_lib
 from hybrid_jax.data import pipeline, sources
 from hybrid_jax.errors import NonFiniteError, Preempted, UserError, explained_memory, reject
-from hybrid_jax.evaluate import evaluate_and_report
+from hybrid_jax.evaluate import evaluate_and_report, write_anomaly
+from hybrid_jax.evaluators.features import FeatureStore
 from hybrid_jax.files import still_writable, writable, write_whole
 from hybrid_jax.metrics import read_headline, results_path
 from hybrid_jax.models import tokens
@@ -145,6 +147,12 @@ def _run(config, workdir, data, mesh, state, start, checkpoints, writer, stops, 
     if start == total and distributed.from_first(results_path(workdir, total).exists()):
         log(f"already trained and evaluated; --mode=eval evaluates again; report: {workdir / 'report.html'}")
         return _last_metrics(workdir) | read_headline(workdir, total)
+    if config.eval.every_steps < 0 and not (
+        start == total and distributed.from_first(anomaly.path_of(workdir, total).exists())
+    ):
+        with explained_memory(f"lower config.eval.batch_size={config.eval.batch_size}"):
+            seen = data.for_evaluation(config.eval.max_images)
+            write_anomaly(FeatureStore(model.with_state(state), seen), config, workdir, log)
     return (last or _last_metrics(workdir)) | (evaluate(state) if config.eval.every_steps >= 0 else {})
 
 

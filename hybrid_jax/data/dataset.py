@@ -52,6 +52,7 @@ class DataSet:
       class_names: in the order of the labels, or None.
       fingerprint: hex digest of pixels, labels, splits and order; changes when the data does.
       notes: lines for the log.
+      held_out: test images of classes that no other split has, or None.
     """
 
     name: str
@@ -62,6 +63,7 @@ class DataSet:
     fingerprint: str
     notes: tuple[str, ...]
     labelled: tuple[Split, Split | None] | None = None
+    held_out: Split | None = None
 
     def check(self, fingerprint: str | None, path: str) -> None:
         """Raises UserError where this is not the data of a checkpoint, if it has any; `path` is config.data.path."""
@@ -75,16 +77,23 @@ class DataSet:
         A split in a random order is represented by its first images. `notes` says what was cut.
         """
         train, validation = self.labelled or (self.train, self.validation)
-        splits: dict[str, Any] = {"train": train, "validation": validation, "test": self.test}
+        splits: dict[str, Any] = {
+            "train": train,
+            "validation": validation,
+            "test": self.test,
+            "held_out": self.held_out,
+        }
         notes = []
         for name, split in splits.items():
             if split is not None and len(split.images) > max_images:
-                notes.append(f"evaluators see {max_images:,} of {len(split.images):,} {name} images (eval.max_images)")
+                kind = f"{len(split.images):,} {name.replace('_', ' ')}"
+                notes.append(f"evaluators see {max_images:,} of {kind} images (eval.max_images)")
                 splits[name] = split.take(np.arange(max_images))
         seen = f"{self.fingerprint}, at most {max_images}" if notes else self.fingerprint
         return dataclasses.replace(self, **splits, labelled=None, fingerprint=seen, notes=tuple(notes))
 
     def in_memory(self) -> "DataSet":
         """Returns the same data with the images of the three splits read."""
-        validation, test = (split and split.in_memory() for split in (self.validation, self.test))
-        return dataclasses.replace(self, train=self.train.in_memory(), validation=validation, test=test)
+        names = ("train", "validation", "test", "held_out")
+        splits: dict[str, Any] = {name: split.in_memory() for name in names if (split := getattr(self, name))}
+        return dataclasses.replace(self, **splits)

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from hybrid_jax.caches import cache_folder
-from hybrid_jax.data import decode, folder, idx, pipeline, store
+from hybrid_jax.data import decode, folder, held_out, idx, pipeline, store
 from hybrid_jax.data.dataset import DataSet, Split
 from hybrid_jax.data.embedded import CLASS_NAMES
 from hybrid_jax.data.store_writer import Chunk
@@ -52,6 +52,8 @@ def load(config) -> DataSet:
     named = [data[field] for field in _SPLIT_FIELDS if data[field] in source.splits]
     whole = {name: source.splits[name]() for name in named}
     roles = _roles(data, source, share, {name: len(split.images) for name, (split, _) in whole.items()})
+    labels = {name: split.labels for name, (split, _) in whole.items()}
+    roles = held_out.leave_out(tuple(data.exclude_classes), roles, labels)
     splits: dict[str, Split] = {}
     for role, (name, rows) in roles.items():
         # In a fixed random order: the first of them are a sample, not the first class.
@@ -61,6 +63,8 @@ def load(config) -> DataSet:
         if not fits:
             source.notes.append(f"{role}: {split.images.nbytes / 2**30:.1f} GiB, read from disk (data.memory_gib)")
     source.notes.extend(_unlearnable(splits, source.class_names))
+    if held_out.ROLE in splits:
+        source.notes.append(f"held out (data.exclude_classes): {len(splits[held_out.ROLE].images):,} test images")
     fingerprint = _fingerprint(data, whole, source.class_names)
     train, validation, test = splits["train"], splits.get("validation"), splits.get("test")
     probes = None
@@ -69,7 +73,8 @@ def load(config) -> DataSet:
     # With names of folders, in which anything may stand.
     notes = tuple(map(printable, source.notes))
     class_names = source.class_names and tuple(map(printable, source.class_names))
-    return DataSet(data.name, train, validation, test, class_names, fingerprint, notes, probes)
+    unseen = splits.get(held_out.ROLE)
+    return DataSet(data.name, train, validation, test, class_names, fingerprint, notes, probes, unseen)
 
 
 def _roles(data, source: _Source, share: float, sizes: dict[str, int]) -> dict[str, tuple[str, np.ndarray]]:
@@ -148,7 +153,8 @@ def _check_splits(data, source: _Source, share: float) -> None:
 
 def _fingerprint(data, whole: dict[str, tuple[Split, str]], class_names: tuple[str, ...] | None) -> str:
     """Depends on pixels, labels and which rows play which part; not on where the images lie or are kept."""
-    digest = hashlib.blake2b(ascii((class_names, [data[field] for field in _SPLIT_FIELDS])).encode(), digest_size=16)
+    chosen = [data[field] for field in _SPLIT_FIELDS] + [tuple(data.exclude_classes)] * bool(data.exclude_classes)
+    digest = hashlib.blake2b(ascii((class_names, chosen)).encode(), digest_size=16)
     for name, (split, pixels) in sorted(whole.items()):
         digest.update(ascii((name, split.images.shape, pixels)).encode())
         digest.update(b"none" if split.labels is None else split.labels.astype("<i4").tobytes())

@@ -11,6 +11,7 @@ from hybrid_jax.evaluators import (
     knn,
     likelihood,
     linear_probe,
+    ood,
     sample_quality,
 )
 from hybrid_jax.evaluators.features import FeatureStore, FloorCache, Skipped
@@ -26,6 +27,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "calibration": calibration.evaluate,
     "corruptions": corruptions.evaluate,
     "adversarial": adversarial.evaluate,
+    "ood": ood.evaluate,
 }
 
 

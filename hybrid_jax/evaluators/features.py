@@ -5,7 +5,8 @@ Dimensions: n images, H W C image, D features.
 
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ class FeatureStore:
         self.model, self.data, self.normed = model, data, normed
         self._found: dict[str, dict[str, np.ndarray]] = {}
         self._samples: dict[tuple[int, float], np.ndarray] = {}
-        self._kept: dict = {}
+        self._once: dict[Hashable, Any] = {}
 
     def layers(self, split: str) -> dict[str, np.ndarray]:
         """Returns {layer: (n, D) float32} of the whole split.
@@ -77,12 +78,6 @@ class FeatureStore:
             return self.default(split)[indices]
         return self.model.embed(getattr(self.data, split).images[indices])
 
-    def kept(self, key, compute: Callable):
-        """Returns what `compute` returned when first asked for `key`, such as a classifier fitted to features."""
-        if key not in self._kept:
-            self._kept[key] = compute()
-        return self._kept[key]
-
     def samples(self, num: int, seed: int, temperature: float = 1.0) -> np.ndarray:
         """Returns (num, H, W, C) uint8 samples of the model, the first of those drawn before where they are enough.
 
@@ -93,6 +88,16 @@ class FeatureStore:
         if len(self._samples.get(key, ())) < num:
             self._samples[key] = self.model.sample(seed, num, temperature=temperature)
         return self._samples[key][:num]
+
+    def once(self, name: Hashable, compute: Callable[[], Any]) -> Any:
+        """Returns what `compute` returned when first asked for under this name, such as a classifier of features."""
+        if name not in self._once:
+            self._once[name] = compute()
+        return self._once[name]
+
+    def known(self, name: Hashable) -> Any:
+        """Returns what `once` keeps under this name, None where nothing is kept."""
+        return self._once.get(name)
 
 
 class FloorCache:

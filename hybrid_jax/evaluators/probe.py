@@ -116,7 +116,7 @@ def _kept(features: FeatureStore, labels, name: tuple, part, settings) -> Fitted
     grid, limit = grid_of(settings), settings.max_iterations
     seen = [split for split in labels if split != "test"]
     compute = lambda: fit({split: part(split) for split in seen}, labels, grid, limit)
-    return features.kept(("probe", name, grid, limit), compute)
+    return features.once(("probe", name, grid, limit), compute)
 
 
 def grid_of(settings) -> tuple[float, ...]:

@@ -190,6 +190,25 @@ def token_features(
     return found[0] if normed else found
 
 
+def measures(
+    model: HybridModel, params: Any, images: jax.Array, palette: tokens_lib.Palette | None, layers: tuple[str, str]
+) -> dict[str, jax.Array]:
+    """What the joint anomaly score reads of (B, H, W, C) uint8 images.
+
+    Returns:
+      `middle` and `last`, (B, D) features of the two layers; `shown`, (B, H, W, C) uint8, what is left of the images
+      in tokens; and where there is a likelihood `patch_log_prob`, (B, N) float32, nats.
+    """
+    tokens = tokens_lib.encode(images, model.spec, palette)
+    features: Any = model.apply({"params": params}, tokens, palette, method="features")
+    found = {"middle": features[layers[0]], "last": features[layers[1]]}
+    found["shown"] = tokens_lib.decode(tokens, model.spec, palette)
+    if model.generative:
+        log_prob: Any = model.apply({"params": params}, tokens, palette, method="token_log_prob")
+        found["patch_log_prob"] = jnp.sum(log_prob, axis=-1)
+    return found
+
+
 def default_layer(config) -> str:
     """Returns the name of the layer `embed` uses: the encoder's output, or the decoder's middle."""
     if config.model.encoder_layers > 0:

@@ -1,0 +1,178 @@
+"""The joint anomaly score of a checkpoint: fitted on validation images, kept beside it, read again.
+
+`anomaly/<step>.npz` in the workdir holds what was fitted, with a checksum of the parameters it was fitted to.
+
+Dimensions: n images, H W C image.
+"""
+
+import hashlib
+import io
+import json
+import os
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from hybrid_jax import checksums, joint_score
+from hybrid_jax.anomaly_parts import code_length
+from hybrid_jax.detection import auroc
+from hybrid_jax.distributed import is_first
+from hybrid_jax.errors import UserError
+from hybrid_jax.files import write_whole_bytes
+from hybrid_jax.joint_score import FEWEST_IMAGES, JointScore, Measures
+from hybrid_jax.outliers import SYNTHETIC
+
+FORMAT = 1
+_CHOICE_IMAGES = 250
+
+
+def measured(measures: dict[str, np.ndarray]) -> Measures:
+    """Returns the measures of a batch of images, given what `models.hybrid.measures` returned."""
+    patches = measures.get("patch_log_prob")
+    return Measures(
+        middle=measures["middle"],
+        last=measures["last"],
+        nll=None if patches is None else -patches.sum(axis=1, dtype=np.float64),
+        worst_patch=None if patches is None else -patches.min(axis=1).astype(np.float64),
+        code_length=code_length(measures["shown"]),
+    )
+
+
+def joined(parts: list[Measures]) -> Measures:
+    """Returns the measures of several chunks, one after the other."""
+    names = vars(parts[0])
+    columns: dict[str, list[Any]] = {name: [getattr(part, name) for part in parts] for name in names}
+    whole: dict[str, Any] = {k: None if v[0] is None else np.concatenate(v) for k, v in columns.items()}
+    return Measures(**whole)
+
+
+def fit(model, images: np.ndarray, seed: int, log: Callable[[str], None] = print) -> tuple[JointScore, dict]:
+    """Fits the joint score, J1 or J2 by what tells synthetic outliers better.
+
+    To choose, both are fitted on the first half of the images and told apart the second half from outliers made of it.
+
+    Args:
+      model: whose checkpoint it is.
+      images: (n, H, W, C) uint8 of the data, n >= 50, not trained on.
+      seed: of the outliers.
+      log: takes a line on what was chosen.
+
+    Returns:
+      The score, and how it was chosen: {kind: {outliers: AUROC}}.
+    """
+    half, rng = len(images) // 2, np.random.default_rng(seed)
+    source = images[half : half + _CHOICE_IMAGES]
+    made = [make(source, rng) for make in SYNTHETIC.values()]
+    # In one pass, so that no further shape is compiled.
+    found = model.measures(np.concatenate([images, *made]))
+    measures, starts = found.take(np.s_[: len(images)]), range(len(images), len(found), len(source))
+    first, second = joint_score.fit(measures.take(np.s_[:half])), measures.take(np.s_[half:])
+    outliers = {
+        name: found.take(np.s_[start : start + len(source)]) for name, start in zip(SYNTHETIC, starts, strict=True)
+    }
+    choice = {
+        kind: {name: auroc(first.score(second, kind), first.score(m, kind)) for name, m in outliers.items()}
+        for kind in joint_score.KINDS
+    }
+    mean = {kind: float(np.mean(list(choice[kind].values()))) for kind in choice}
+    kind = max(joint_score.KINDS, key=lambda kind: mean[kind])
+    told = ", ".join(f"{kind} {value:.3f}" for kind, value in mean.items())
+    alone = "" if model.has_likelihood else "; without a likelihood J1 is the features' distance alone"
+    log(f"anomaly score: {kind}, fitted on {len(images):,} images (AUROC on synthetic outliers: {told}){alone}")
+    return joint_score.fit(measures, kind), choice
+
+
+def fitted(features, config, log: Callable[[str], None] = print) -> JointScore | None:
+    """Fits the joint score of an evaluation's model, once.
+
+    Args:
+      features: an `evaluators.features.FeatureStore`, which keeps the result.
+      config: resolved; `seed` and `eval.anomaly` are read.
+      log: takes a line on what was fitted, or why nothing was.
+
+    Returns:
+      The score, or None where none is asked for or the images are too few.
+    """
+    return features.once("joint score", lambda: _fitted(features, config, log))
+
+
+def _fitted(features, config, log: Callable[[str], None]) -> JointScore | None:
+    data, limit = features.data, config.eval.anomaly.num_images
+    if not limit:
+        return None
+    held_out = data.validation is not None and len(data.validation.images) > 0
+    images = (data.validation if held_out else data.train).images[:limit]
+    if len(images) < FEWEST_IMAGES:
+        log(f"anomaly score: not fitted, {len(images)} validation images are fewer than {FEWEST_IMAGES}")
+        return None
+    if not held_out:
+        log("anomaly score: no validation split, so fitted on training images, which the model knows: it is too strict")
+    score, choice = fit(features.model, images, config.seed, log)
+    about = {"n": len(images), "split": "validation" if held_out else "train", "choice": choice}
+    return JointScore(score.kind, score.arrays, about)
+
+
+def save(workdir: str | os.PathLike, model, score: JointScore) -> None:
+    """Writes `anomaly/<step>.npz`, whole or not at all; of several processes the first does."""
+    about = {"format": FORMAT, "kind": score.kind, "parameters": fingerprint(model), "layers": model.measured_layers}
+    file, arrays = io.BytesIO(), {"about": np.array(json.dumps(about | score.about)), **score.arrays}
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+    path = path_of(workdir, model.step)
+    if is_first():
+        path.parent.mkdir(exist_ok=True)
+    write_whole_bytes(path, file.getvalue())
+
+
+def load(model) -> JointScore:
+    """Reads what `save` wrote for a model's checkpoint.
+
+    Raises:
+      UserError: there is nothing, it cannot be read, or it was fitted to other parameters.
+    """
+    found = find(model)
+    if found is None:
+        raise UserError(f"anomaly_score: step {model.step} has no fitted statistics; {_remedy(model)}")
+    return found
+
+
+def find(model) -> JointScore | None:
+    """As `load`, but None where the checkpoint has no statistics."""
+    path = None if model.workdir is None else path_of(model.workdir, model.step)
+    if path is None or not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            # Ours are stored as they are: what unpacks to more than the file holds is not.
+            if any(member.compress_type != zipfile.ZIP_STORED for member in file.zip.infolist()):
+                raise ValueError("compressed")
+            arrays = {name: file[name] for name in file.files}
+        about = json.loads(str(arrays.pop("about")))
+        score = JointScore(about["kind"], arrays, about)
+        score.check(model.has_likelihood)
+    except (OSError, ValueError, KeyError, TypeError, MemoryError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path}: is damaged ({type(error).__name__}); {_remedy(model)}") from error
+    if about.get("format") != FORMAT or about.get("parameters") != fingerprint(model):
+        raise UserError(f"{path}: was fitted to other parameters than those of step {model.step}; {_remedy(model)}")
+    return score
+
+
+def fingerprint(model) -> str:
+    """Returns a checksum of all a model computes with, 16 hex digits."""
+    tree = {"params": model.params}
+    if model.palette is not None:
+        tree["palette"] = model.palette.colours
+    return hashlib.sha256(json.dumps(checksums.checksums(tree), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def path_of(workdir: str | os.PathLike, step: int) -> pathlib.Path:
+    """Returns where the statistics of a step's checkpoint lie."""
+    return pathlib.Path(workdir) / "anomaly" / f"{step}.npz"
+
+
+def _remedy(model) -> str:
+    workdir = "" if model.workdir is None else f" --workdir={model.workdir}"
+    return f"they are made by: python -m hybrid_jax.main --mode=eval{workdir} --step={model.step}"

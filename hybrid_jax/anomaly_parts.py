@@ -1,0 +1,131 @@
+"""What the joint anomaly score is made of: Gaussians of features, tails of statistics, code lengths.
+
+Dimensions: n images, D features, H W C image.
+"""
+
+import dataclasses
+import io
+import math
+
+import numpy as np
+import scipy.linalg
+import scipy.special
+import scipy.stats
+import sklearn.covariance
+
+FOLDS = 10
+_TAIL = 0.05
+_LINE_IMAGES = 2000
+_BYTE = 8 * math.log(2)  # nats
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian:
+    """A normal distribution of features with a Ledoit-Wolf covariance.
+
+    Attributes:
+      mean: (D,) float64.
+      whitening: (D, D) float64, its principal axes, each divided by the deviation along it.
+    """
+
+    mean: np.ndarray
+    whitening: np.ndarray
+
+    @classmethod
+    def fit(cls, x: np.ndarray) -> "Gaussian":
+        """Fits (n, D) features, n >= 2."""
+        x = np.asarray(x, np.float64)
+        mean = x.mean(axis=0)
+        covariance, _ = sklearn.covariance.ledoit_wolf(x - mean, assume_centered=True)
+        values, vectors = scipy.linalg.eigh(covariance)
+        # Of features that are all constant nothing can be divided by.
+        floor = max(values[-1] * 1e-12, 1e-12)
+        return cls(mean, vectors / np.sqrt(np.maximum(values, floor)))
+
+    def distance(self, x: np.ndarray) -> np.ndarray:
+        """(n, D) -> (n,) float64, the squared Mahalanobis distance."""
+        return np.sum(((x - self.mean) @ self.whitening) ** 2, axis=1)
+
+
+def held_out_distance(x: np.ndarray, folds: int = FOLDS) -> np.ndarray:
+    """Returns each row's (n,) squared distance from a Gaussian fitted without its tenth of the (n, D) features.
+
+    Of the rows it was fitted on, a Gaussian gives distances that are too short.
+    """
+    fold = np.arange(len(x)) % min(folds, len(x))
+    found = np.empty(len(x))
+    for i in range(fold.max() + 1):
+        found[fold == i] = Gaussian.fit(x[fold != i]).distance(x[fold == i])
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Tails:
+    """The distribution of a statistic: empirical, with exponential tails beyond the outer 5 %.
+
+    Attributes:
+      values: (n,) float64, ascending.
+    """
+
+    values: np.ndarray
+
+    @classmethod
+    def fit(cls, x: np.ndarray) -> "Tails":
+        """Fits (n,) values."""
+        return cls(np.sort(np.asarray(x, np.float64)))
+
+    def log_above(self, x: np.ndarray) -> np.ndarray:
+        """Returns ln P(X >= x), (n,) float64 and finite however far out x lies."""
+        return _log_above(self.values, x)
+
+    def log_below(self, x: np.ndarray) -> np.ndarray:
+        """Returns ln P(X <= x), likewise."""
+        return _log_above(-self.values[::-1], -np.asarray(x))
+
+    def log_two_sided(self, x: np.ndarray) -> np.ndarray:
+        """Returns the logarithm of twice the smaller of both, at most 0."""
+        return np.minimum(0, math.log(2) + np.minimum(self.log_above(x), self.log_below(x)))
+
+    def normal_score(self, x: np.ndarray) -> np.ndarray:
+        """Returns the standard normal quantiles of x's places, finite however far out x lies."""
+        above, below = self.log_above(x), self.log_below(x)
+        return np.where(above < below, -scipy.special.ndtri_exp(above), scipy.special.ndtri_exp(below))
+
+
+def _log_above(ordered: np.ndarray, x: np.ndarray) -> np.ndarray:
+    n, x = len(ordered), np.asarray(x, np.float64)
+    share = 1 - (np.arange(n) + 0.5) / n
+    first = min(n - 2, max(0, math.floor((1 - _TAIL) * n)))
+    edge, beyond = ordered[first], ordered[first + 1 :] - ordered[first]
+    # Where the largest values are equal the tail has no length of its own.
+    scale = max(beyond.mean(), 1e-6 * (ordered[-1] - ordered[0]), 1e-12)
+    inner = np.log(np.interp(x, ordered, share))
+    return np.where(x > edge, math.log(share[first]) - (x - edge) / scale, inner)
+
+
+def robust_line(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Returns (2,) float64, slope and intercept of y over x by Theil and Sen's medians; of a constant x slope 0."""
+    x, y = np.asarray(x[:_LINE_IMAGES], np.float64), np.asarray(y[:_LINE_IMAGES], np.float64)
+    slope = 0.0 if np.ptp(x) == 0 else float(scipy.stats.theilslopes(y, x).slope)
+    return np.array([slope, np.median(y - slope * x)])
+
+
+def code_length(images: np.ndarray) -> np.ndarray:
+    """Returns how long the images' PNG files are beyond that of a black image.
+
+    Args:
+      images: (n, H, W, C) uint8, C 1 or 3.
+
+    Returns:
+      (n,) float64, nats.
+    """
+    empty = _png_bytes(np.zeros_like(images[0]))
+    return np.array([_png_bytes(image) - empty for image in images], np.float64) * _BYTE
+
+
+def _png_bytes(image: np.ndarray) -> int:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(file, format="png")
+    return file.tell()
