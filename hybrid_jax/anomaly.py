@@ -175,4 +175,4 @@ def path_of(workdir: str | os.PathLike, step: int) -> pathlib.Path:
 
 def _remedy(model) -> str:
     workdir = "" if model.workdir is None else f" --workdir={model.workdir}"
-    return f"they are made by: python -m hybrid_jax.main --mode=eval{workdir} --step={model.step}"
+    return f"run: python -m hybrid_jax.main --mode=eval{workdir} --step={model.step}"
