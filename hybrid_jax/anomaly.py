@@ -162,10 +162,10 @@ def find(model) -> JointScore | None:
 
 def fingerprint(model) -> str:
     """Returns a checksum of all a model computes with, 16 hex digits."""
-    tree = {"params": model.params}
+    digest = hashlib.sha256(json.dumps(checksums.checksums(model.params), sort_keys=True).encode())
     if model.palette is not None:
-        tree["palette"] = model.palette.colours
-    return hashlib.sha256(json.dumps(checksums.checksums(tree), sort_keys=True).encode()).hexdigest()[:16]
+        digest.update(np.asarray(model.palette.colours, np.float32).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def path_of(workdir: str | os.PathLike, step: int) -> pathlib.Path:
@@ -175,4 +175,4 @@ def path_of(workdir: str | os.PathLike, step: int) -> pathlib.Path:
 
 def _remedy(model) -> str:
     workdir = "" if model.workdir is None else f" --workdir={model.workdir}"
-    return f"they are made by: python -m hybrid_jax.main --mode=eval{workdir} --step={model.step}"
+    return f"run: python -m hybrid_jax.main --mode=eval{workdir} --step={model.step}"
