@@ -3,8 +3,9 @@
 python -m benchmarks.sampling [--side=32] [--width=128] [--layers=8] [--heads=4] [--batch=16] [--rounds=3]
 
 The three have equal sizes: Image GPT with one token a pixel, side * side of them, 512 colours, random parameters,
-float32, all cores. They take turns. Without a cache every token costs a pass over the whole image; a few of those are
-timed and counted as the whole, because all are alike. transformers and torch come with the `[oracle]` extra.
+float32, all cores: of ours each core is a device with its share of the batch, as in mode `sample`. They take turns.
+Without a cache every token costs a pass over the whole image; a few of those are timed and counted as the whole,
+because all are alike. transformers and torch come with the `[oracle]` extra.
 """
 
 import statistics
@@ -17,8 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from hybrid_jax import sharding
 from hybrid_jax.config import default_config
 from hybrid_jax.models import hybrid, sampler, tokens
+from hybrid_jax.sample import use_all_cores
 
 SIDE = flags.DEFINE_integer("side", 32, "Pixels along an image.", lower_bound=2)
 WIDTH = flags.DEFINE_integer("width", 128, "Width of the transformer.", lower_bound=1)
@@ -33,6 +36,7 @@ UNCACHED_TOKENS = 8
 def main(argv: list[str]) -> None:
     """Prints the table."""
     flags.FLAGS(argv)
+    use_all_cores()
     calls = {"with a cache": cached(), "without": uncached(), "Hugging Face, with a cache": hugging_face()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
@@ -85,15 +89,18 @@ def image_gpt() -> tuple[hybrid.HybridModel, object, tokens.Palette]:
 def cached() -> Callable[[], float]:
     """Returns a call that samples the images; it returns 1, the share of the work that it did."""
     model, params, palette = image_gpt()
-    keys = jax.random.split(jax.random.key(0), BATCH.value)
+    mesh = sharding.all_devices()
+    model = model.clone(constrain=sharding.constrain_batch(mesh))
     prompt = jnp.zeros((BATCH.value, 0, 1), jnp.int32)
+    cut = jax.device_put((jax.random.split(jax.random.key(0), BATCH.value), prompt), sharding.batch_sharding(mesh))
+    whole = jax.device_put((params, palette), sharding.replicated(mesh))
 
     @jax.jit
     def function(params, palette, keys, prompt, draw):
         return sampler.sample_tokens(sampler.sequential(model, params, palette), keys, prompt, draw)
 
     def call() -> float:
-        jax.block_until_ready(function(params, palette, keys, prompt, sampler.Draw(1.0)))
+        jax.block_until_ready(function(*whole, *cut, sampler.Draw(1.0)))
         return 1.0
 
     return call

@@ -77,11 +77,11 @@ def _embed(workdir: str) -> None:
 
 
 def _sample(workdir: str) -> None:
-    from hybrid_jax.sample import sample_workdir
+    from hybrid_jax.sample import sample_workdir, use_all_cores
 
+    use_all_cores()
     sample_workdir(
-        workdir,
-        *(given.STEP.value, given.NUM.value, given.INPUT.value, given.OUTPUT.value),
+        *(workdir, given.STEP.value, given.NUM.value, given.INPUT.value, given.OUTPUT.value),
         kept=(given.NUM_ROWS.value, given.NUM_PATCHES.value),
         how={"temperature": given.TEMPERATURE.value, "top_k": given.TOP_K.value, "top_p": given.TOP_P.value},
         seed=given.SEED.value,

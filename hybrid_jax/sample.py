@@ -11,7 +11,7 @@ import numpy as np
 import tqdm
 from PIL import Image
 
-from hybrid_jax import inference, loading
+from hybrid_jax import inference, loading, sharding
 from hybrid_jax.data.inputs import open_inputs
 from hybrid_jax.errors import UserError, explained_memory
 from hybrid_jax.generation import kept_patches, known_pixels
@@ -20,6 +20,15 @@ from hybrid_jax.report_views import HIDDEN, laid_out
 EXACTLY = {"temperature": 1.0}  # from the model's own distribution
 SHOWN = 256  # images at most on a sheet
 _IN_A_ROW = 12  # images of a row, at most
+
+
+def use_all_cores() -> None:
+    """Makes each core of this host a device, where nobody chose another number; before JAX looks for its devices.
+
+    The steps of sampling are too small to be cut over cores one by one; images are not. Accelerators do not mind.
+    """
+    if "JAX_NUM_CPU_DEVICES" not in os.environ and "xla_force_host_platform" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
 
 
 def sample_workdir(
@@ -34,7 +43,7 @@ def sample_workdir(
     batch_size: int | None = None,
     log: Callable[[str], None] = print,
 ) -> pathlib.Path:
-    """What --mode=sample does: restores the model and writes what it draws.
+    """What --mode=sample does: restores the model on all devices and writes what it draws.
 
     Args:
       workdir: of a trained model.
@@ -64,7 +73,7 @@ def sample_workdir(
         raise UserError(f"--num={num}: must be at least 1")
     if source is None and kept != (None, None):
         raise UserError("--input is missing: the images of which --num_rows or --num_patches keep the beginning")
-    model = loading.load(workdir, step, log)
+    model = loading.load(workdir, step, log, sharding.all_devices())
     model.config.eval.batch_size = batch_size or model.config.eval.batch_size
     with explained_memory(f"give --config and a lower --config.eval.batch_size, here {model.config.eval.batch_size}"):
         if source is None:

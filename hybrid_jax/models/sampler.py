@@ -15,8 +15,8 @@ from hybrid_jax.models import tokens as tokens_lib
 from hybrid_jax.models.hybrid import HybridModel
 from hybrid_jax.models.transformer import unstacked
 
-# With so many positions the cache grows in pieces: attention to what is not there yet costs as much as to the rest.
-_GROWS_BY = 256
+# The cache grows in pieces, as attention to what is not there yet costs as much as to the rest; each is compiled.
+_GROWS_BY, _MOST_PIECES = 128, 8
 
 
 class Draw(flax.struct.PyTreeNode):
@@ -159,7 +159,8 @@ def sample_tokens(steps: Sequential, keys: jax.Array, prompt: jax.Array, draw: D
         inputs, cache = steps.close(cache, drawn[:, None], i)
         return cache, inputs, tokens, log_probs
 
-    ends = [*range(known + _GROWS_BY, spec.num_patches, _GROWS_BY), spec.num_patches]
+    piece = max(_GROWS_BY, -(-(spec.num_patches - known) // _MOST_PIECES))
+    ends = [*range(known + piece, spec.num_patches, piece), spec.num_patches]
     inputs, cache = steps.start(steps.empty_cache(batch, ends[0]), prompt)
     start, carry = known, (cache, inputs, tokens, log_probs)
     for end in ends:

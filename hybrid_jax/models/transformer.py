@@ -77,7 +77,7 @@ def attend_cached(query: jax.Array, keys: jax.Array, values: jax.Array, start: j
       (B, n, H, E) of the inputs' dtype.
     """
     n, length = query.shape[1], keys.shape[2]
-    # Without the axis of one query this product is several times slower on CPUs.
+    # Unlike in `attend`: with a flat batch axis these products of one query are four times slower on CPUs.
     scores = jnp.einsum("bnhe,bhle->bhnl", query, keys, preferred_element_type=jnp.float32)
     seen = jnp.arange(length) <= start + jnp.arange(n)[:, None]
     scores = jnp.where(seen, scores * query.shape[-1] ** -0.5, -1e30)
