@@ -17,7 +17,8 @@ from hybrid_jax.models import tokens as tokens_lib
 from hybrid_jax.models.hybrid import HybridModel
 from hybrid_jax.models.sampler import Draw, sample_tokens, sequential
 
-# Keys and values of a batch, on each device; what XLA copies of them while they grow comes to as much again.
+# Keys and values of a batch, on each device with memory of its own; what XLA copies of them while they grow comes to
+# as much again.
 CACHE_BYTES = 2**30
 
 
@@ -77,7 +78,9 @@ class Generator:
         each = 2 * (c.encoder_layers + c.decoder_layers) * self._spec.num_patches * c.width
         fits = max(1, CACHE_BYTES // (each * jnp.dtype(c.dtype).itemsize))
         devices = 1 if self._mesh is None else self._mesh.size
-        size = min(at_once, 2 ** math.ceil(math.log2(count)), fits * devices)
+        # Devices that are a host's cores share its memory.
+        shares = devices if jax.default_backend() != "cpu" else 1
+        size = min(at_once, 2 ** math.ceil(math.log2(count)), fits * shares)
         return -(-size // devices) * devices
 
     def complete(

@@ -114,7 +114,7 @@ def _histogram(outcome: Outcome, name: str) -> tuple[str, str]:
     axes.set_yticks([-i for i in range(len(sets))], list(sets))
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(f"{name} (higher = more anomalous)")
-    caption = f"Spread of the score {name}, each set to its own height; line: median. The last bar holds all beyond it."
+    caption = f"{name}: its spread in each set, drawn to one height; line: median. The last bar holds all beyond it."
     return figure_uri(figure), caption
 
 

@@ -26,9 +26,11 @@ def use_all_cores() -> None:
     """Makes each core of this host a device, where nobody chose another number; before JAX looks for its devices.
 
     The steps of sampling are too small to be cut over cores one by one; images are not. Accelerators do not mind.
+    Not beyond 8, as every device has the parameters to itself.
     """
     if "JAX_NUM_CPU_DEVICES" not in os.environ and "xla_force_host_platform" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        jax.config.update("jax_num_cpu_devices", min(cores, 8))
 
 
 def sample_workdir(

@@ -10,12 +10,12 @@ from hybrid_jax.config import default_config
 CUTS = {"train": slice(0, 600), "validation": slice(600, 800), "test": slice(800, 1000)}
 
 
-def digits():
-    """A data set of (n, 8, 8, 1) uint8 images with labels."""
+def digits(cuts=CUTS):
+    """A data set of (n, 8, 8, 1) uint8 images with labels; `cuts` say which are whose."""
     pixels, labels = load_digits(return_X_y=True)
     images = (pixels * 15).astype(np.uint8).reshape(-1, 8, 8, 1)
     splits = {
-        name: SimpleNamespace(images=images[cut], labels=labels[cut].astype(np.int32)) for name, cut in CUTS.items()
+        name: SimpleNamespace(images=images[cut], labels=labels[cut].astype(np.int32)) for name, cut in cuts.items()
     }
     return SimpleNamespace(**splits, class_names=list("0123456789"), name="digits", fingerprint="digits")
 

@@ -1,8 +1,8 @@
 """The linear probe against scikit-learn on real digits, and the rules of its protocol."""
 
 import json
-from types import SimpleNamespace
 
+import digit_data
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -21,12 +21,7 @@ CUTS = {"train": slice(0, 900), "validation": slice(900, 1200), "test": slice(12
 
 def digits():
     """A data set of real 8x8 digits, and {split: (n, 64) float32} features that are their pixels."""
-    pixels, labels = load_digits(return_X_y=True)
-    images = (pixels * 15).astype(np.uint8).reshape(-1, 8, 8, 1)
-    splits = {
-        name: SimpleNamespace(images=images[cut], labels=labels[cut].astype(np.int32)) for name, cut in CUTS.items()
-    }
-    data = SimpleNamespace(**splits, class_names=list("0123456789"), name="digits", fingerprint="digits-8x8")
+    pixels, data = load_digits().data, digit_data.digits(CUTS)
     return data, {name: (pixels[cut] / 16).astype(np.float32) for name, cut in CUTS.items()}
 
 
