@@ -189,7 +189,7 @@ class Checkpoints:
             self._set_aside(damaged)
             # The step is part of the directory's name and of meta; it needs the others' placement.
             at = sharding.place(np.int32(step), state.step.sharding)
-            return state.restored(at, parts), meta
+            return state.restored(at, parts, meta["seed"]), meta
         if damaged or any(self._path.glob("damaged-*")):
             raise UserError(f"every checkpoint in {self._path} is damaged: start in another --workdir")
         return None

@@ -301,11 +301,19 @@ FIELDS: dict[str, Field] = {
         check=lambda v: all(type(e) is int and 0 <= e <= 255 for e in v),
     ),
     "eval.adversarial.steps": Field(10, "steps", "of projected gradient descent", **_at_least(1)),
+    "compare.trials": Field(
+        3,
+        "runs",
+        "settings of each arm that a comparison tries before it judges; 1 = the config's own, untried",
+        allowed="must lie in [1, 5]",
+        check=lambda v: 1 <= v <= 5,
+    ),
+    "compare.trial_share": Field(0.25, "share of total_steps", "length of each try", **_share(low_open=True)),
 }
 
 # A resumed run may change these; every other field must stay as the workdir's.
 _WHERE = ("data.path", "data.cache", "data.memory_gib")
-MAY_CHANGE = ("train.total_steps", "mesh.", "log.", "eval.", "checkpoint.", *_WHERE)
+MAY_CHANGE = ("train.total_steps", "mesh.", "log.", "eval.", "checkpoint.", "compare.", *_WHERE)
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -381,13 +389,14 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for name, field in FIELDS.items():
         if name not in flat:
             raise UserError(f"config.{name}: missing; start the config from default_config()")
-        if not _is_allowed(field, flat[name]):
+        if not is_allowed(field, flat[name]):
             raise reject(name, flat[name], field.allowed)
     _validate_model(config)
     _validate_training(config)
 
 
-def _is_allowed(field: Field, value: Any) -> bool:
+def is_allowed(field: Field, value: Any) -> bool:
+    """Returns whether a field accepts a value, by its type and by its check."""
     if value is None:
         return field.default is None
     if isinstance(value, float) and not math.isfinite(value):

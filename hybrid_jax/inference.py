@@ -193,6 +193,12 @@ class Model:
         other.workdir, other._anomaly = None, None
         return other
 
+    def under_causal_mask(self) -> "Model":
+        """Returns the same model whose features are read under the likelihood's mask, instead of the views'."""
+        other = copy.copy(self)
+        other._module, other._compiled = self._module.clone(contrastive=False), {}
+        return other
+
     @functools.cached_property
     def measured_layers(self) -> tuple[str, str]:
         """The middle layer, and the last or, without an encoder, the decoder's output."""

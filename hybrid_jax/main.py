@@ -25,20 +25,19 @@ def run() -> None:
         return
     if not given.WORKDIR.value:
         raise UserError("--workdir is missing: the folder where this run keeps its files")
-    if mode in ("data", "train", "compile"):
+    if mode in ("data", "train", "compare", "compile"):
         if given.CONFIG.value is None:
             raise UserError("--config is missing: a file of configs/, for example --config=configs/quickstart.py")
         config_lib.validate(given.CONFIG.value)
     if mode not in ("train", "eval"):
         # As Ctrl-C: what is half written is removed, and the compiler's process ends too.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        {"data": _data, "embed": _embed, "sample": _sample, "compile": _compile}[mode](given.WORKDIR.value)
+        alone = {"data": _data, "embed": _embed, "sample": _sample, "compare": _compare, "compile": _compile}
+        alone[mode](given.WORKDIR.value)
         return
     from hybrid_jax import processes
 
-    with processes.joined(
-        given.DISTRIBUTED.value, given.COORDINATOR.value, given.NUM_PROCESSES.value, given.PROCESS_ID.value
-    ):
+    with processes.joined(*given.group()):
         {"train": _train, "eval": _evaluate}[mode](given.WORKDIR.value)
 
 
@@ -54,6 +53,12 @@ def _compile(workdir: str) -> None:
     compile_for(given.TOPOLOGY.value, given.CONFIG.value, workdir, say)
 
 
+def _compare(workdir: str) -> None:
+    from hybrid_jax.compare import compare
+
+    compare(given.CONFIG.value, workdir, given.SEEDS.value, given.ARMS.value, say)
+
+
 def _train(workdir: str) -> None:
     from hybrid_jax.train import train_and_evaluate
 
@@ -63,7 +68,7 @@ def _train(workdir: str) -> None:
 def _evaluate(workdir: str) -> None:
     from hybrid_jax.evaluate import evaluate_workdir
 
-    evaluate_workdir(workdir, given.STEP.value, None if given.CONFIG.value is None else given.CONFIG.value.eval, say)
+    evaluate_workdir(workdir, given.STEP.value, given.eval_section(), say)
 
 
 def _embed(workdir: str) -> None:
@@ -71,8 +76,7 @@ def _embed(workdir: str) -> None:
         raise UserError("--input is missing: a folder of images, an image, or an .npy file")
     from hybrid_jax.embed import embed_workdir
 
-    batch_size = None if given.CONFIG.value is None else given.CONFIG.value.eval.batch_size
-    choices = (given.STEP.value, given.LAYER.value, given.ON_ERROR.value, batch_size)
+    choices = (given.STEP.value, given.LAYER.value, given.ON_ERROR.value, given.batch_size())
     embed_workdir(workdir, given.INPUT.value, given.OUTPUT.value, *choices, say)
 
 
@@ -83,9 +87,9 @@ def _sample(workdir: str) -> None:
     sample_workdir(
         *(workdir, given.STEP.value, given.NUM.value, given.INPUT.value, given.OUTPUT.value),
         kept=(given.NUM_ROWS.value, given.NUM_PATCHES.value),
-        how={"temperature": given.TEMPERATURE.value, "top_k": given.TOP_K.value, "top_p": given.TOP_P.value},
+        how=given.draw(),
         seed=given.SEED.value,
-        batch_size=None if given.CONFIG.value is None else given.CONFIG.value.eval.batch_size,
+        batch_size=given.batch_size(),
         log=say,
     )
 

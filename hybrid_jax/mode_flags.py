@@ -3,7 +3,7 @@
 from absl import flags
 from ml_collections import config_flags
 
-MODES = ("data", "train", "eval", "embed", "sample", "config", "compile")
+MODES = ("data", "train", "eval", "embed", "sample", "compare", "config", "compile")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.")
@@ -36,7 +36,33 @@ TOP_P = flags.DEFINE_float(
 )
 SEED = flags.DEFINE_integer("seed", 0, "Seed of sample.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "What compile compiles for: v5e:16x16, v5e:16x16x2 (two slices), ...")
+SEEDS = flags.DEFINE_string("seeds", "0,1,2,3,4", "Seeds that compare judges by.")
+ARMS = flags.DEFINE_string(
+    "arms",
+    "generative,contrastive,hybrid,generative@flops,contrastive@flops",
+    "What compare trains: these, or NAME:FIELD=VALUE;FIELD=VALUE for another hybrid.",
+)
 DISTRIBUTED = flags.DEFINE_enum("distributed", "auto", ["auto", "on", "off"], "Whether to join other processes.")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster says it.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of this run, likewise.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0, likewise.")
+
+
+def group() -> tuple[str, str | None, int | None, int | None]:
+    """Returns what says which processes belong together."""
+    return DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
+
+
+def eval_section():
+    """Returns the `eval` section of --config, None without it."""
+    return None if CONFIG.value is None else CONFIG.value.eval
+
+
+def batch_size() -> int | None:
+    """Returns how many images of a batch --config asks for, None without it."""
+    return None if CONFIG.value is None else CONFIG.value.eval.batch_size
+
+
+def draw() -> dict[str, float | int | None]:
+    """Returns how tokens are drawn."""
+    return {"temperature": TEMPERATURE.value, "top_k": TOP_K.value, "top_p": TOP_P.value}

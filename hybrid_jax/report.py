@@ -25,7 +25,7 @@ from hybrid_jax import (
 from hybrid_jax.evaluators.features import SPLITS, FeatureStore, has_split
 from hybrid_jax.files import write_whole
 from hybrid_jax.report_metrics import metric_of
-from hybrid_jax.text import printable
+from hybrid_jax.report_page import captioned, page, section
 
 
 def write_report(
@@ -58,32 +58,31 @@ def write_report(
     results = report_ood.condensed(measured)
     sweeps = [row for row in results if row.get("layer_validation_accuracy")]
     judged, others = report_quality.table(results), [row for row in results if not metric_of(row).samples]
-    title = html.escape(f"hybrid_jax: {data.name}, step {model.step:,}")
+    title = f"hybrid_jax: {data.name}, step {model.step:,}"
     body = [
-        f"<h1>{title}</h1>",
+        f"<h1>{html.escape(title)}</h1>",
         f'<p class="lead">{html.escape(report_results.summary(model, data, results))}</p>',
         f'<p class="facts">{html.escape(facts(model, data, metrics))}</p>',
-        *([_section("Results", report_results.table(others))] if others or not judged else []),
-        *([_section("Quality of the samples", judged)] if judged else []),
-        *(_section(*section) for section in report_ood.sections(features, measured)),
-        *(_section("Layers", _figure(*report_figures.layer_sweep(row, model.default_layer))) for row in sweeps),
-        *(_section(*section) for section in report_robustness.sections(results, data)),
-        _section("Training", _curves(metrics, model, results, reference_dir)),
+        *([section("Results", report_results.table(others))] if others or not judged else []),
+        *([section("Quality of the samples", judged)] if judged else []),
+        *(section(*part) for part in report_ood.sections(features, measured)),
+        *(section("Layers", captioned(*report_figures.layer_sweep(row, model.default_layer))) for row in sweeps),
+        *(section(*part) for part in report_robustness.sections(results, data)),
+        section("Training", _curves(metrics, model, results, reference_dir)),
     ]
     if sample_views is not None:
         table = report_views.recipe_table(model.config)
-        body.append(_section("Views", table + _figure(*report_views.sheet(sample_views))))
+        body.append(section("Views", table + captioned(*report_views.sheet(sample_views))))
     asked = model.config.eval.report_samples, model.config.seed
-    body += [_section(*section) for section in report_samples.sections(features, *asked)]
+    body += [section(*part) for part in report_samples.sections(features, *asked)]
     body += [
-        _section("Nearest neighbours", _neighbours(features)),
-        _section("Map of the features", _map(features)),
+        section("Nearest neighbours", _neighbours(features)),
+        section("Map of the features", _map(features)),
         "<details><summary>Configuration</summary>"
         f"<pre>{html.escape(config_lib.to_json(model.config))}</pre></details>",
     ]
     path = workdir / "report.html"
-    page = _PAGE.format(title=title, style=_STYLE, body="\n".join(body))
-    write_whole(path, printable(page, keep="\n"))
+    write_whole(path, page(title, body))
     return path
 
 
@@ -110,7 +109,7 @@ def _curves(metrics: list[dict], model, results: list[dict], reference_dir: path
     comparison = reference.comparable(model.config, reference.load(reference_dir))
     drawn = report_figures.training_curves(metrics, model, results, comparison)
     note = html.escape(report_results.reference_note(comparison, model))
-    grid = "".join(_figure(*figure) for figure in drawn)
+    grid = "".join(captioned(*figure) for figure in drawn)
     return f'<p class="caption note">{note}</p><div class="grid">{grid}</div>'
 
 
@@ -129,64 +128,4 @@ def _thumbnail(cell: report_images.Cell) -> str:
 def _map(features: FeatureStore) -> str:
     uri, caption, legend = report_images.feature_map(features)
     dots = "".join(f'<span><i style="background:{c}"></i>{html.escape(name)}</span>' for name, c in legend)
-    return f'<div class="legend">{dots}</div>{_figure(uri, caption)}'
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{title}</h2>{body}</section>"
-
-
-def _figure(uri: str, caption: str) -> str:
-    text = html.escape(caption)
-    return f'<figure><img src="{uri}" alt="{text}"><figcaption>{text}</figcaption></figure>'
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>{style}</style></head>
-<body><main>
-{body}
-</main></body></html>
-"""
-
-_STYLE = """
-body { margin: 0; background: #f6f7f9; color: #1c2530; font: 16px/1.55 system-ui, "Segoe UI", sans-serif; }
-main { max-width: 1000px; margin: 0 auto; padding: 32px 20px 64px; }
-h1 { font-size: 28px; line-height: 1.25; margin: 0 0 12px; overflow-wrap: anywhere; }
-h2 { font-size: 20px; margin: 0 0 14px; }
-section, details { background: #fff; border: 1px solid #e1e5ea; border-radius: 8px; }
-section, details { margin-top: 20px; padding: 20px 22px; }
-.lead { font-size: 18px; margin: 0 0 8px; overflow-wrap: anywhere; }
-.facts, .caption, figcaption, small, th { color: #566270; }
-.facts { margin: 0; font-size: 14px; }
-.caption, figcaption { font-size: 14px; line-height: 1.45; margin: 10px 0 0; max-width: 80ch; }
-.note { margin: 0 0 18px; }
-section > p { margin: 0 0 12px; }
-.wide + figure { margin-top: 18px; }
-section > figure + figure { margin-top: 28px; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
-th { text-align: left; font-weight: 600; border-bottom: 2px solid #e1e5ea; padding: 6px 14px 6px 0; }
-td { vertical-align: top; border-bottom: 1px solid #eceff2; padding: 8px 14px 8px 0; }
-td small { display: block; font-size: 12.5px; line-height: 1.4; overflow-wrap: anywhere; }
-.tight { white-space: nowrap; }
-.good { color: #17703d; }
-.bad { color: #b3261e; font-weight: 600; }
-.grid { display: grid; gap: 24px 28px; }
-.grid { grid-template-columns: repeat(auto-fit, minmax(min(400px, 100%), 1fr)); }
-figure { margin: 0; }
-img { max-width: 100%; height: auto; display: block; }
-.neighbours { display: grid; gap: 12px; margin-bottom: 12px; min-width: 520px; }
-.neighbours { grid-template-columns: 1fr 12px repeat(6, 1fr); }
-.thumb:first-child { grid-column: 1 / span 1; margin-right: 0; }
-.thumb:nth-child(2) { grid-column: 3; }
-.thumb img { box-sizing: border-box; width: 100%; border: 4px solid #d5dae0; border-radius: 4px; }
-.thumb.same img { border-color: #2e9e5b; }
-.thumb.other img { border-color: #d0483e; }
-.thumb figcaption { font-size: 12px; margin: 3px 0 0; text-align: center; overflow-wrap: anywhere; }
-.legend { display: flex; flex-wrap: wrap; gap: 4px 18px; font-size: 14px; margin-bottom: 10px; }
-.legend i { display: inline-block; width: 11px; height: 11px; border-radius: 50%; margin-right: 6px; }
-summary { cursor: pointer; font-weight: 600; }
-pre { font-size: 13px; line-height: 1.4; overflow-x: auto; }
-"""
+    return f'<div class="legend">{dots}</div>{captioned(uri, caption)}'

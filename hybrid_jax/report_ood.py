@@ -11,6 +11,7 @@ from hybrid_jax.evaluators.features import FeatureStore
 from hybrid_jax.evaluators.ood import KEPT, MEAN, MEAN_AT_CHANCE, Outcome
 from hybrid_jax.report_figures import COLOURS, figure_uri, new_figure
 from hybrid_jax.report_images import image_uri
+from hybrid_jax.report_page import captioned
 from hybrid_jax.report_views import laid_out
 
 # Whose histograms are drawn, after the joint score.
@@ -41,7 +42,7 @@ def sections(features: FeatureStore, results: list[dict]) -> list[tuple[str, str
         return []
     first = rows[0]["score"]
     drawn = [first, *(name for name in _DRAWN if name in outcome.inliers and name != first)]
-    figures = "".join(_figure(*_histogram(outcome, name)) for name in drawn)
+    figures = "".join(captioned(*_histogram(outcome, name)) for name in drawn)
     body = f'{_table(rows, results)}<div class="grid">{figures}</div>'
     return [("Outliers", body), ("The most and the least anomalous images", _extremes(outcome, first))]
 
@@ -124,7 +125,7 @@ def _extremes(outcome: Outcome, name: str) -> str:
     for pair, ends in outcome.shown.items():
         tiles = [_rgb(images)[None] for images in ends if len(images)]
         told = f"{pair}: the most anomalous, and the least, which are missed first" if pair else "test images"
-        parts.append(_figure(image_uri(laid_out(np.concatenate(tiles), 1)), told))
+        parts.append(captioned(image_uri(laid_out(np.concatenate(tiles), 1)), told))
     caption = (
         f"The extremes by the {name}: of each set the {len(outcome.shown[''][0])} images with the highest scores "
         "above, and those with the lowest below. Test images that score high are worth a look: odd, or mislabelled."
@@ -135,8 +136,3 @@ def _extremes(outcome: Outcome, name: str) -> str:
 def _rgb(images: np.ndarray) -> np.ndarray:
     """(n, H, W, C) -> (n, H, W, 3)."""
     return np.broadcast_to(images, (*images.shape[:-1], 3))
-
-
-def _figure(uri: str, caption: str) -> str:
-    text = html.escape(caption)
-    return f'<figure><img src="{uri}" alt="{text}"><figcaption>{text}</figcaption></figure>'

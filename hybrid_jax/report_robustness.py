@@ -1,6 +1,5 @@
 """The report's robustness: accuracy by severity, images under each corruption, reliability, accuracy under attack."""
 
-import html
 import math
 
 import numpy as np
@@ -8,6 +7,7 @@ import numpy as np
 from hybrid_jax import corruptions
 from hybrid_jax.evaluators import calibration
 from hybrid_jax.report_figures import COLOURS, GREY, figure_uri, new_figure, styled
+from hybrid_jax.report_page import captioned
 
 FEWEST_IN_A_BIN = 10
 FAMILIES = {
@@ -59,7 +59,7 @@ def _by_severity(row: dict) -> str:
         f"same images clean, {row['clean_value']:.1%}. Dotted: the raw pixels' probe ({row['floor_clean_value']:.1%} "
         "clean) under the same corruption. A good representation stays near the dashed line and above its dotted one."
     )
-    return _figure(figure_uri(figure), caption)
+    return captioned(figure_uri(figure), caption)
 
 
 def _sheet(row: dict, image: np.ndarray) -> str:
@@ -73,7 +73,7 @@ def _sheet(row: dict, image: np.ndarray) -> str:
         axes.set_title(name.replace("_", " "), fontsize=9)
         axes.set_axis_off()
     caption = f"The first test image under each corruption at severity {severity}, the strongest that was measured."
-    return _figure(figure_uri(figure), caption)
+    return captioned(figure_uri(figure), caption)
 
 
 def _by_epsilon(rows: list[dict]) -> str:
@@ -97,7 +97,7 @@ def _by_epsilon(rows: list[dict]) -> str:
         "probe; noise of the same size shows how much is due to the direction alone. Nothing here was trained against "
         "attacks, so a steep fall is usual. It is an upper bound: a stronger attack may find more."
     )
-    return _figure(figure_uri(figure), caption)
+    return captioned(figure_uri(figure), caption)
 
 
 def _reliability(rows: dict[str, dict]) -> str:
@@ -123,7 +123,7 @@ def _reliability(rows: dict[str, dict]) -> str:
         f"bin of fewer than {FEWEST_IN_A_BIN} images is not drawn; bars are one standard error. The expected "
         "calibration error is the mean distance from that line, over images."
     )
-    return _figure(figure_uri(figure), caption + scaled)
+    return captioned(figure_uri(figure), caption + scaled)
 
 
 def _panels(count: int, in_a_row: int, width: float, height: float):
@@ -132,8 +132,3 @@ def _panels(count: int, in_a_row: int, width: float, height: float):
     first.remove()
     rows = -(-count // in_a_row)
     return figure, [styled(figure.add_subplot(rows, in_a_row, i + 1)) for i in range(count)]
-
-
-def _figure(uri: str, caption: str) -> str:
-    text = html.escape(caption)
-    return f'<figure><img src="{uri}" alt="{text}"><figcaption>{text}</figcaption></figure>'

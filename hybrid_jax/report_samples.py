@@ -3,7 +3,6 @@
 Dimensions: n images, H W C image, D features.
 """
 
-import html
 import math
 
 import numpy as np
@@ -14,6 +13,7 @@ from hybrid_jax.evaluators.prdc import nearest_distance
 from hybrid_jax.evaluators.stand_ins import as_tokens_show, is_lossy
 from hybrid_jax.models.tokens import TokenSpec, palette_psnr
 from hybrid_jax.report_images import FEWEST_BANK_IMAGES, image_uri, shown_split
+from hybrid_jax.report_page import captioned
 from hybrid_jax.report_views import HIDDEN, laid_out
 
 COMPLETED, COMPLETIONS = 8, 2
@@ -48,7 +48,7 @@ def _unconditional(samples: np.ndarray, features: FeatureStore) -> str:
         "images and differ from each other: noise means that the likelihood is not learnt yet, sameness that it "
         f"has collapsed.{_colours(model, features)}"
     )
-    return _figure(laid_out(_rgb(samples[:, None]), SAMPLES_IN_A_ROW), caption)
+    return captioned(image_uri(laid_out(_rgb(samples[:, None]), SAMPLES_IN_A_ROW)), caption)
 
 
 def _colours(model, features: FeatureStore) -> str:
@@ -80,7 +80,7 @@ def _nearest(samples: np.ndarray, features: FeatureStore) -> str:
         f"should draw. {equal} its nearest training image in every pixel. The evaluator sample_quality counts near "
         "copies among many more samples."
     )
-    return _figure(laid_out(_rgb(groups), THREES_IN_A_ROW), caption)
+    return captioned(image_uri(laid_out(_rgb(groups), THREES_IN_A_ROW)), caption)
 
 
 def _completions(features: FeatureStore, num: int, seed: int) -> str:
@@ -104,14 +104,9 @@ def _completions(features: FeatureStore, num: int, seed: int) -> str:
         "is given (blue: what it is not); two completions drawn from them. They need not equal the original: good "
         "ones continue what is given without a seam, and differ where it leaves a choice."
     )
-    return _figure(laid_out(groups, FOURS_IN_A_ROW), caption)
+    return captioned(image_uri(laid_out(groups, FOURS_IN_A_ROW)), caption)
 
 
 def _rgb(images: np.ndarray) -> np.ndarray:
     """(..., H, W, C) -> (..., H, W, 3)."""
     return np.broadcast_to(images, (*images.shape[:-1], 3))
-
-
-def _figure(canvas: np.ndarray, caption: str) -> str:
-    text = html.escape(caption)
-    return f'<figure><img src="{image_uri(canvas)}" alt="{text}"><figcaption>{text}</figcaption></figure>'

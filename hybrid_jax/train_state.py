@@ -16,8 +16,11 @@ from hybrid_jax.models import hybrid, tokens
 
 
 def once_per_config(function):
-    """Caches a function of (config, mesh): equal configs, as in a resumed run, are not traced and compiled again."""
-    sections = ("seed", "data", "model", "objective", "augment", "train", "optimizer")
+    """Caches a function of (config, mesh): equal configs, as in a resumed run, are not traced and compiled again.
+
+    The seed is not part of it: it travels with the state, so that runs of several seeds share one compiled step.
+    """
+    sections = ("data", "model", "objective", "augment", "train", "optimizer")
 
     @functools.lru_cache(maxsize=16)
     def cached(text: str, mesh: Mesh | None):
@@ -40,6 +43,7 @@ class TrainState(flax.struct.PyTreeNode):
       ema_params: their moving average; None where ema_decay = 0.
       opt_state: the optimizer's.
       palette: None for intensity tokens.
+      seed: () uint32, of the run; None where nothing is trained.
     """
 
     step: jax.Array
@@ -47,6 +51,7 @@ class TrainState(flax.struct.PyTreeNode):
     ema_params: Any
     opt_state: Any
     palette: tokens.Palette | None
+    seed: Any = None
 
     def saved(self) -> dict[str, Any]:
         """Returns what a checkpoint holds beside the step: {part: tree}; a palette's table follows from its colours."""
@@ -54,26 +59,28 @@ class TrainState(flax.struct.PyTreeNode):
         parts = {"params": self.params, "ema_params": self.ema_params, "opt_state": self.opt_state, "palette": colours}
         return {name: part for name, part in parts.items() if part is not None}
 
-    def restored(self, step: jax.Array, parts: dict[str, Any]) -> "TrainState":
-        """Returns the state of a checkpoint; `self` says where its arrays lie."""
+    def restored(self, step: jax.Array, parts: dict[str, Any], seed: int) -> "TrainState":
+        """Returns the state of a checkpoint of a run with this seed; `self` says where its arrays lie."""
         palette = None
         if self.palette is not None:
             made = tokens.Palette.from_colours(np.asarray(parts["palette"]))
             palette = sharding.place(made, jax.tree.map(lambda x: x.sharding, self.palette))
-        return self.replace(step=step, **(parts | {"palette": palette}))
+        placed = None if self.seed is None else sharding.place(np.uint32(seed), self.seed.sharding)
+        return self.replace(step=step, seed=placed, **(parts | {"palette": palette}))
 
 
-def _fresh_state(config, key: jax.Array, palette: tokens.Palette | None) -> TrainState:
-    params = hybrid.init_params(hybrid.build_model(config), key, palette)
+def _fresh_state(config, seed: jax.Array, palette: tokens.Palette | None) -> TrainState:
+    params = hybrid.init_params(hybrid.build_model(config), jax.random.key(seed), palette)
     ema = jax.tree.map(jnp.copy, params) if config.train.ema_decay > 0 else None
-    return TrainState(jnp.zeros((), jnp.int32), params, ema, optim.make_optimizer(config).init(params), palette)
+    opt_state = optim.make_optimizer(config).init(params)
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, opt_state, palette, seed)
 
 
 @once_per_config
 def abstract_state(config, mesh: Mesh | None = None) -> TrainState:
     """Returns the state's shapes, dtypes and, given a mesh, shardings; computes nothing."""
     palette = tokens.abstract_palette(tokens.TokenSpec.from_config(config))
-    state = jax.eval_shape(lambda palette: _fresh_state(config, jax.random.key(0), palette), palette)
+    state = jax.eval_shape(lambda palette: _fresh_state(config, jnp.uint32(0), palette), palette)
     if mesh is None:
         return state
     where = state_sharding(config, mesh)
@@ -90,10 +97,10 @@ def state_sharding(config, mesh: Mesh) -> TrainState:
 
 def init_state(config, mesh: Mesh, palette: tokens.Palette | None) -> TrainState:
     """Returns the state before the first step, created in place on the mesh."""
-    return _make_init(config, mesh)(palette)
+    return _make_init(config, mesh)(np.uint32(config.seed), palette)
 
 
 @once_per_config
 def _make_init(config, mesh: Mesh):
     shardings = state_sharding(config, mesh)
-    return jax.jit(lambda palette: _fresh_state(config, jax.random.key(config.seed), palette), out_shardings=shardings)
+    return jax.jit(lambda seed, palette: _fresh_state(config, seed, palette), out_shardings=shardings)

@@ -36,7 +36,7 @@ class Batch(flax.struct.PyTreeNode):
     keep: jax.Array | None
 
 
-def step_key(seed: int, step: jax.Array) -> jax.Array:
+def step_key(seed: int | jax.Array, step: jax.Array) -> jax.Array:
     """Returns the key of all randomness in step `step`: a function of the two and of nothing else."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step)
 
@@ -170,7 +170,7 @@ def make_train_step(config, mesh: Mesh) -> Callable[[TrainState, jax.Array], tup
     optimizer, schedule = optim.make_optimizer(config), optim.learning_rate_schedule(config)
 
     def train_step(state: TrainState, images: jax.Array) -> tuple[TrainState, Metrics]:
-        batch = make_batch(config, model, step_key(config.seed, state.step), images, state.palette)
+        batch = make_batch(config, model, step_key(state.seed, state.step), images, state.palette)
         compute = jax.grad(loss_fn, has_aux=True) if config.train.microbatches == 1 else accumulated_gradients
         gradients, metrics = compute(state.params, config, model, batch, state.palette, mesh.size)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -185,7 +185,7 @@ def make_train_step(config, mesh: Mesh) -> Callable[[TrainState, jax.Array], tup
             metrics["skipped_updates"] = opt_state.total_notfinite.astype(jnp.float32)
             metrics["skipped_in_a_row"] = opt_state.notfinite_count.astype(jnp.float32)
         ema = moving_average(config, state.ema_params, params, state.step)
-        return TrainState(state.step + 1, params, ema, opt_state, state.palette), metrics
+        return TrainState(state.step + 1, params, ema, opt_state, state.palette, state.seed), metrics
 
     return _jit(train_step, config, mesh, donate=True)
 
@@ -200,7 +200,7 @@ def make_gradient_comparison(config, mesh: Mesh) -> Callable[[TrainState, jax.Ar
     model = hybrid.build_model(config, sharding.constrain_batch(mesh))
 
     def compare(state: TrainState, images: jax.Array) -> Metrics:
-        batch = make_batch(config, model, step_key(config.seed, state.step), images, state.palette)
+        batch = make_batch(config, model, step_key(state.seed, state.step), images, state.palette)
 
         def on_encoder(encoder, part):
             _, parts = loss_fn(state.params | {"encoder": encoder}, config, model, batch, state.palette, mesh.size)

@@ -55,7 +55,7 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     clean_hits = fitted.predict(features.layers("test")[layer][:count]) == answers
     clean_floor = pixels_accuracy(clean, "none", 0)
     hits, floor = {}, {}
-    for cell, images in _cells(clean, severities):
+    for cell, images in cells(clean, severities):
         hits[cell] = fitted.predict(features.model.embed(images, layer)) == answers
         floor[cell] = pixels_accuracy(images, *cell)
     common = {"n": len(answers), "protocol": PROTOCOL, "split": "test", "layer": layer, "C": fitted.c}
@@ -64,7 +64,8 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     return _rows(hits, clean_hits, floor, raw_pixels_name(clean), common)
 
 
-def _cells(images: np.ndarray, severities: list[int]) -> Iterator[tuple[Cell, np.ndarray]]:
+def cells(images: np.ndarray, severities: list[int]) -> Iterator[tuple[Cell, np.ndarray]]:
+    """Yields ((corruption, severity), corrupted) of (n, H, W, C) uint8 images, for each corruption of the headline."""
     for kind in corruptions.MAIN:
         for severity in severities:
             yield (kind, severity), corruptions.corrupt(images, kind, severity, SEED)

@@ -1,0 +1,128 @@
+"""Figures of a comparison: differences beside their margins, every run of every arm, outliers by kind."""
+
+import statistics
+
+from hybrid_jax.comparison.claims import LIKELIHOODS
+from hybrid_jax.comparison.table import COLUMNS, values
+from hybrid_jax.report_figures import COLOURS, GREY, figure_uri, new_figure, styled
+
+DARK = "#3c4753"
+VERDICT_COLOURS = {"supported": COLOURS[2], "not supported": COLOURS[1], "undecided": COLOURS[0]}
+
+
+def claims(rows: list[dict]) -> tuple[str, str]:
+    """Draws the differences of one table, each in units of its margin.
+
+    Args:
+      rows: of `claims.judge`, of one arm and table.
+
+    Returns:
+      PNG data URI and caption.
+    """
+    drawn = [row for row in rows if row["estimate"] is not None]
+    figure, axes = new_figure(8.6, 0.9 + 0.42 * len(drawn))
+    reach = [_in_margins(row, row[key]) for row in drawn for key in ("lower", "upper") if row[key] is not None]
+    low, high = min(-2.0, *reach) - 0.3, max(1.0, *reach) + 0.3
+    axes.axvspan(low, -1, color="#f6dedc", zorder=0)
+    axes.axvline(0, color=DARK, linewidth=1)
+    axes.axvline(-1, color=COLOURS[1], linewidth=1.2, linestyle="--")
+    for place, row in enumerate(drawn):
+        colour = VERDICT_COLOURS[row["verdict_without_premise"]]
+        ends = [edge if x is None else _in_margins(row, x) for x, edge in ((row["lower"], low), (row["upper"], high))]
+        axes.plot(ends, [place, place], color=colour, linewidth=3, solid_capstyle="butt")
+        filled = row["verdict"] == row["verdict_without_premise"]
+        axes.plot(
+            _in_margins(row, row["estimate"]), place, "o", color=colour, markerfacecolor=colour if filled else "white"
+        )
+    axes.set_yticks(range(len(drawn)), [row["claim"] for row in drawn])
+    axes.invert_yaxis()
+    axes.set(xlim=(low, high), xlabel="hybrid less reference, in margins: 0 = equal, -1 = the most it may lose")
+    caption = (
+        "How far the hybrid lies from the arm it must keep up with. Bars reach from the lower to the upper bound (95 % "
+        "each). A bar wholly right of the dashed line: supported; wholly left: not supported; across: undecided. An "
+        "open circle: the premise was not reproduced, so the bar decides nothing."
+    )
+    return figure_uri(figure), caption
+
+
+def _in_margins(row: dict, value: float) -> float:
+    """A difference as a multiple of the margin; of the likelihood, whose row has the margin subtracted, likewise."""
+    if row["metric"] not in LIKELIHOODS:
+        return value / row["margin"]
+    return -value / ((row["margin"] - 1) * row["reference_value"]) - 1
+
+
+def runs(result: dict) -> tuple[str, str]:
+    """Draws every run: one panel a metric, one line an arm, one dot a seed; returns PNG data URI and caption."""
+    found = values(result["runs"])
+    floors = {row["metric"]: row["value"] for row in result["floors"]}
+    metrics = [name for name in COLUMNS if name in floors]
+    arms = list(dict.fromkeys(row["arm"] for row in result["runs"]))
+    figure, first = new_figure(8.6, 0.9 + (0.7 + 0.24 * len(arms)) * -(-len(metrics) // 2))
+    first.remove()
+    for i, metric in enumerate(metrics):
+        axes = styled(figure.add_subplot(-(-len(metrics) // 2), 2, i + 1))
+        for place, arm in enumerate(arms):
+            numbers = found.get((arm, metric), [])
+            axes.plot(numbers, [place] * len(numbers), "o", color=COLOURS[place % len(COLOURS)], alpha=0.55)
+            if numbers:
+                axes.plot(statistics.mean(numbers), place, "|", color=DARK, markersize=13, markeredgewidth=1.8)
+        axes.axvline(floors[metric], color=GREY, linewidth=3, zorder=1)
+        axes.set_yticks(range(len(arms)), arms)
+        axes.set_ylim(len(arms) - 0.5, -0.5)
+        axes.set_title(COLUMNS[metric], fontsize=10)
+        if metric not in LIKELIHOODS:
+            axes.xaxis.set_major_formatter("{x:.0%}")
+    caption = (
+        "Every run: a dot is one seed, a bar their mean, the grey line raw pixels (of the likelihood: a histogram of "
+        "every position). Higher is better but for the likelihood."
+    )
+    return figure_uri(figure), caption
+
+
+def pairs(result: dict) -> tuple[str, str]:
+    """Draws how well outliers of each kind are told apart, mean over seeds; returns PNG data URI and caption."""
+    rows = [row for row in result["runs"] if row["metric"] == "ood_auroc"]
+    floor = next(row for row in result["floors"] if row["metric"] == "ood_auroc")
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    names = list(floor["pairs"])
+    figure, axes = new_figure(8.6, 0.9 + 0.4 * len(names))
+    axes.plot(list(floor["pairs"].values()), range(len(names)), "D", color=GREY, markersize=8, label="raw pixels")
+    for colour, arm in zip(COLOURS, arms, strict=False):
+        means = [statistics.mean(row["pairs"][name] for row in rows if row["arm"] == arm) for name in names]
+        axes.plot(means, range(len(names)), "o", color=colour, label=arm, alpha=0.85)
+    axes.axvline(0.5, color=DARK, linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("AUROC of the Mahalanobis distance")
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    caption = (
+        "Outliers by kind: the chance that one is called more unusual than a test image; dashed, a coin's. In shuffled "
+        "and rotated images and in held-out classes, brightness and contrast tell nothing."
+    )
+    return figure_uri(figure), caption
+
+
+def trade_off(result: dict) -> tuple[str, str] | None:
+    """Draws accuracy against likelihood of every arm that has both; None where fewer than three have."""
+    found = values(result["runs"])
+    metric = next((name for name in LIKELIHOODS if any(m == name for _, m in found)), None)
+    arms = [arm for arm in dict.fromkeys(row["arm"] for row in result["runs"]) if (arm, metric) in found]
+    if metric is None or len(arms) < 3:
+        return None
+    figure, axes = new_figure(8.6, 3.6)
+    for colour, arm in zip(COLOURS * 3, arms, strict=False):
+        x, y = found[arm, metric], found[arm, "linear_probe_accuracy"]
+        axes.plot(x, y, ".", color=colour, alpha=0.5)
+        axes.plot(statistics.mean(x), statistics.mean(y), "o", color=colour)
+        place = statistics.mean(x), statistics.mean(y)
+        axes.annotate(arm, place, xytext=(5, 5), textcoords="offset points", fontsize=8, color=colour)
+    best = [statistics.mean(found[arm, metric]) for arm in arms if arm == "generative"]
+    for value in best:
+        axes.axvline(1.02 * value, color=COLOURS[1], linestyle="--", linewidth=1.2)
+    axes.yaxis.set_major_formatter("{x:.1%}")
+    axes.set(xlabel=f"{COLUMNS[metric]} (left is better)", ylabel="linear probe")
+    caption = "What discrimination costs in likelihood: up and left is better."
+    if best:
+        caption += " Dashed: 2 % above the generative arm, the most that the claim allows."
+    return figure_uri(figure), caption

@@ -1,0 +1,105 @@
+"""A comparison in words and numbers: what each claim says, what each arm measured."""
+
+import collections
+import statistics
+
+from hybrid_jax.comparison.claims import ALL, EQUAL_FLOPS, EQUAL_STEPS, LIKELIHOODS, WHOLE
+
+COLUMNS = {
+    "linear_probe_accuracy": "linear probe",
+    "corruption_accuracy": "corrupted",
+    "corruption_share_retained": "retained",
+    "ood_auroc": "outliers",
+    "bits_per_dim": "bits/dim",
+    "nats_per_token": "nats/token",
+}
+SENTENCES = {
+    "C1": "as discriminative as contrastive learning: accuracy of a linear probe",
+    "C2 corrupted images": "as robust as generative pre-training: accuracy on corrupted images",
+    "C2 share retained": "as robust as generative pre-training: share of the clean accuracy that is kept",
+    "C2 outliers": "as robust as generative pre-training: outliers told apart (AUROC)",
+    "C2": "as robust as generative pre-training, all three",
+    "C3": "at no cost to the likelihood: at most 2 % above the generative arm",
+    ALL: "all three claims together",
+}
+
+Values = dict[tuple[str, str], list[float]]
+
+
+def values(runs: list[dict]) -> Values:
+    """Returns {(arm, metric): one value a seed}."""
+    found: Values = collections.defaultdict(list)
+    for row in runs:
+        found[row["arm"], row["metric"]].append(row["value"])
+    return dict(found)
+
+
+def cell(metric: str, numbers: list[float]) -> str:
+    """Returns mean and deviation over seeds; accuracies in per cent."""
+    scale, digits = (1, 4) if metric in LIKELIHOODS else (100, 2)
+    mean = f"{scale * statistics.mean(numbers):.{digits - (metric in LIKELIHOODS)}f}"
+    return mean + (f" ± {scale * statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else "")
+
+
+def amount(metric: str, value: float | None) -> str:
+    """Returns a difference with its sign, in points or in the likelihood's unit; "unbounded" for None."""
+    if value is None:
+        return "unbounded"
+    return f"{value:+.4f}" if metric in LIKELIHOODS else f"{100 * value:+.2f}"
+
+
+def bounds(row: dict) -> str:
+    """Returns the interval of a claim's row."""
+    return f"[{amount(row['metric'], row['lower'])}, {amount(row['metric'], row['upper'])}]"
+
+
+def margin(row: dict) -> str:
+    """Returns how much worse the hybrid may be."""
+    return "2 %" if row["metric"] in LIKELIHOODS else f"{100 * row['margin']:.1f} points"
+
+
+def premise(row: dict) -> str:
+    """Returns what the verdict rests on, and whether it was found."""
+    found = row["premise"]
+    if found is None:
+        return ""
+    told = f"{amount(row['metric'], found['estimate'])} {bounds({**found, 'metric': row['metric']})}"
+    return f"{found['text']} by {told}: {'yes' if found['holds'] else 'not shown'}"
+
+
+def settings(overrides: dict) -> str:
+    """Returns {field: value} as text."""
+    return ", ".join(f"{name} = {value:g}" for name, value in overrides.items())
+
+
+def text(result: dict) -> str:
+    """Returns what the terminal shows of `compare.json`."""
+    lines = _measured(result)
+    for arm in dict.fromkeys(row["arm"] for row in result["claims"]):
+        for table in (EQUAL_STEPS, EQUAL_FLOPS):
+            rows = [row for row in result["claims"] if (row["arm"], row["table"]) == (arm, table)]
+            lines += [f"claims about {arm}, {table}:"] * bool(rows) + [_line(row) for row in rows]
+    if not result["claims"]:
+        lines.append("no claim is judged: that needs the arms generative, contrastive and a hybrid")
+    return "\n".join(lines)
+
+
+def _measured(result: dict) -> list[str]:
+    found = values(result["runs"])
+    floors = {row["metric"]: row["value"] for row in result["floors"]}
+    metrics = [name for name in COLUMNS if name in floors]
+    rows = [["", *(COLUMNS[name] for name in metrics)]]
+    for arm in dict.fromkeys(row["arm"] for row in result["runs"]):
+        rows.append([arm, *(cell(m, found[arm, m]) if (arm, m) in found else "-" for m in metrics)])
+    rows.append(["raw pixels, histogram", *(cell(m, [floors[m]]) for m in metrics)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _line(row: dict) -> str:
+    note = f" ({row['note']})" if row.get("note") else ""
+    if row["estimate"] is None:
+        return f"  {row['claim'] if row['claim'] == WHOLE else 'all'}: {row['verdict'].upper()}{note}"
+    told = f"{amount(row['metric'], row['estimate'])} {bounds(row)}, margin {margin(row)}"
+    why = f"; {premise(row)}" if row["premise"] else ""
+    return f"  {row['claim']}: {told}: {row['verdict']}{note}{why}"
