@@ -8,8 +8,8 @@ from hybrid_jax.comparison.claims import ALL, EQUAL_FLOPS, EQUAL_STEPS, HOLDS, W
 
 _CLASSES = {statistics.SUPPORTED: "good", HOLDS: "good", statistics.NOT_SUPPORTED: "bad"}
 _ANSWERS = {
-    HOLDS: "Here it does: all three claims are supported.",
-    statistics.NOT_SUPPORTED: "Here it does not: at least one of the claims is contradicted.",
+    HOLDS: "Here it is: all three claims are supported.",
+    statistics.NOT_SUPPORTED: "Here it is not: at least one of the claims is contradicted.",
     statistics.NOT_REPRODUCED: "Here this cannot be answered: a specialist does not have the lead that would be kept.",
     statistics.UNDECIDED: "These runs cannot decide: seeds and test images leave too much room.",
 }
@@ -46,12 +46,14 @@ def page(result: dict, data) -> str:
         f'<p class="facts">{html.escape(facts)}</p>',
         report_page.section("The question", _ARMS),
     ]
-    for arm in dict.fromkeys(row["arm"] for row in result["claims"]):
-        for kind in (EQUAL_STEPS, EQUAL_FLOPS):
-            rows = [row for row in result["claims"] if (row["arm"], row["table"]) == (arm, kind)]
-            if rows:
-                shown = _verdicts(rows) + report_page.captioned(*figures.claims(rows))
-                body.append(report_page.section(f"Verdicts on {arm}: {kind}", _about(kind) + shown))
+    judged = list(dict.fromkeys(row["arm"] for row in result["claims"]))
+    for kind in (EQUAL_STEPS, EQUAL_FLOPS):
+        rows = [row for row in result["claims"] if (row["arm"], row["table"]) == (judged[0], kind)]
+        if rows:
+            shown = _verdicts(rows) + report_page.captioned(*figures.claims(rows))
+            body.append(report_page.section(f"Verdicts on {judged[0]}: {kind}", _about(kind) + shown))
+    if len(judged) > 1:
+        body.append(report_page.section("Other hybrids", _others(result["claims"], judged[1:])))
     measured = _METRICS + _measured(result) + report_page.captioned(*figures.runs(result))
     body.append(report_page.section("What was measured", measured))
     body.append(report_page.section("Outliers by kind", report_page.captioned(*figures.pairs(result))))
@@ -89,6 +91,18 @@ def _verdicts(rows: list[dict]) -> str:
     return f'<div class="wide"><table><tr>{head}</tr>{lines}</table></div>'
 
 
+def _others(claims: list[dict], arms: list[str]) -> str:
+    """The verdicts on further hybrids, one line each and table."""
+    names = ("C1", WHOLE, "C3", ALL)
+    found = {(row["arm"], row["table"], row["claim"]): row["verdict"] for row in claims}
+    lines = []
+    for arm, kind in dict.fromkeys((row["arm"], row["table"]) for row in claims if row["arm"] in arms):
+        cells = "".join(f'<td class="{_CLASSES.get(v, "")}">{v}</td>' for v in (found[arm, kind, n] for n in names))
+        lines.append(f"<tr><td>{html.escape(arm)}</td><td>{kind}</td>{cells}</tr>")
+    head = "".join(f"<th>{word}</th>" for word in ("arm", "table", "C1", WHOLE, "C3", "all three"))
+    return f'<div class="wide"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+
+
 def _verdict(row: dict) -> str:
     name = html.escape(row["claim"] if row["claim"] != ALL else "All three")
     claim = f"<b>{name}</b><small>{html.escape(table.SENTENCES[row['claim']])}</small>"
@@ -96,9 +110,7 @@ def _verdict(row: dict) -> str:
     verdict = f'<td class="{_CLASSES.get(row["verdict"], "")}">{html.escape(row["verdict"])}{note}</td>'
     if row["estimate"] is None:
         return f'<tr><td>{claim}</td><td colspan="4"></td>{verdict}</tr>'
-    numbers = (table.amount(row["metric"], row["estimate"]), table.bounds(row), table.margin(row))
-    if "ratio" in row:
-        numbers = (f"{100 * (row['ratio'] - 1):+.2f} %", f"{table.bounds(row)} beyond the margin", numbers[2])
+    numbers = (*table.difference(row), table.margin(row))
     cells = "".join(f"<td>{html.escape(number)}</td>" for number in numbers)
     return f"<tr><td>{claim}</td>{cells}<td><small>{html.escape(table.premise(row))}</small></td>{verdict}</tr>"
 

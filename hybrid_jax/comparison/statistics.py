@@ -125,9 +125,8 @@ def wins(inliers: np.ndarray, outliers: np.ndarray) -> np.ndarray:
 
 def _resampled(count: int, draws: int, rng: np.random.Generator) -> np.ndarray:
     """(B, count) float32 weights of a bootstrap; each row sums to 1."""
-    drawn = rng.integers(0, count, (draws, count))
-    flat = drawn + np.arange(draws)[:, None] * count
-    return (np.bincount(flat.ravel(), minlength=draws * count).reshape(draws, count) / count).astype(np.float32)
+    drawn = rng.integers(0, count, (draws, count), np.int32)
+    return np.stack([np.bincount(row, minlength=count) for row in drawn]).astype(np.float32) / count
 
 
 def _bootstrap_variance(values: np.ndarray) -> float:

@@ -48,9 +48,14 @@ def amount(metric: str, value: float | None) -> str:
     return f"{value:+.4f}" if metric in LIKELIHOODS else f"{100 * value:+.2f}"
 
 
-def bounds(row: dict) -> str:
-    """Returns the interval of a claim's row."""
-    return f"[{amount(row['metric'], row['lower'])}, {amount(row['metric'], row['upper'])}]"
+def difference(row: dict) -> tuple[str, str]:
+    """Returns a claim's difference and its bounds; of the likelihood in per cent of the reference."""
+    if row["metric"] not in LIKELIHOODS or "reference_value" not in row:
+        low, high = (amount(row["metric"], row[key]) for key in ("lower", "upper"))
+        return amount(row["metric"], row["estimate"]), f"[{low}, {high}]"
+    # The row has the margin subtracted.
+    per_cent = lambda x: "unbounded" if x is None else f"{100 * (x / row['reference_value'] + row['margin'] - 1):+.2f}"
+    return f"{per_cent(row['estimate'])} %", f"[{per_cent(row['lower'])}, {per_cent(row['upper'])}]"
 
 
 def margin(row: dict) -> str:
@@ -63,7 +68,7 @@ def premise(row: dict) -> str:
     found = row["premise"]
     if found is None:
         return ""
-    told = f"{amount(row['metric'], found['estimate'])} {bounds({**found, 'metric': row['metric']})}"
+    told = " ".join(difference({**found, "metric": row["metric"]}))
     return f"{found['text']} by {told}: {'yes' if found['holds'] else 'not shown'}"
 
 
@@ -100,6 +105,6 @@ def _line(row: dict) -> str:
     note = f" ({row['note']})" if row.get("note") else ""
     if row["estimate"] is None:
         return f"  {row['claim'] if row['claim'] == WHOLE else 'all'}: {row['verdict'].upper()}{note}"
-    told = f"{amount(row['metric'], row['estimate'])} {bounds(row)}, margin {margin(row)}"
+    told = f"{' '.join(difference(row))}, margin {margin(row)}"
     why = f"; {premise(row)}" if row["premise"] else ""
     return f"  {row['claim']}: {told}: {row['verdict']}{note}{why}"
