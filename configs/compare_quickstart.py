@@ -1,0 +1,28 @@
+"""Are the hybrid's claims true on the 12,000 images shipped with the package? Five arms, five seeds, a laptop.
+
+python -m hybrid_jax.main --mode=compare --config=configs/compare_quickstart.py --workdir=runs/compare
+
+Hardware: any laptop.
+Result: not run.
+"""
+
+from hybrid_jax.config import default_config
+
+
+def get_config():
+    """Returns the config of the hybrid: that of quickstart.py, a quarter as long."""
+    config = default_config()
+    config.model.patch_size = 7
+    config.model.encoder_layers = 3
+    config.objective.contrastive_weight = 0.3
+    config.augment.crop_min_area = 0.8
+    config.train.total_steps = 150
+    config.train.batch_size = 128
+    config.train.likelihood_fraction = 0.5
+    config.train.ema_decay = 0.97
+    config.optimizer.name = "muon"
+    config.optimizer.learning_rate = 8e-3
+    config.optimizer.warmup_steps = 20
+    config.log.every_steps = 50
+    config.eval.corruptions.num_images = 1000
+    return config
