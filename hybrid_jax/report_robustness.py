@@ -56,8 +56,9 @@ def _by_severity(row: dict) -> str:
     caption = (
         f"Accuracy of the linear probe on {row['n']:,} test images under CIFAR-10-C-style corruptions (the kinds and "
         "strengths of that set, drawn anew; the frost is drawn, not photographed). The probe learnt from clean images "
-        f"only. Dashed: the same images clean, {row['clean_value']:.1%}. Dotted: the raw pixels' probe ({row['floor_clean_value']:.1%} "
-        "clean) under the same corruption. A good representation stays near the dashed line and above its dotted one."
+        f"only. Dashed: the same images clean, {row['clean_value']:.1%}. Dotted: the raw pixels' probe "
+        f"({row['floor_clean_value']:.1%} clean) under the same corruption. A good "
+        "representation stays near the dashed line and above its dotted one."
     )
     return _figure(figure_uri(figure), caption)
 
