@@ -60,10 +60,8 @@ def evaluate(
     classes = np.unique(labels["train"])
     if len(classes) < 2:
         raise Skipped("the labelled training images hold one class only")
-    palette = jax.device_get(model.palette)
-    tuner = FineTuner(
-        model.config, model.default_layer, palette, len(classes), settings, config.seed, log, between
-    )  # fmt: skip
+    network = model.config, model.default_layer, jax.device_get(model.palette)
+    tuner = FineTuner(*network, len(classes), settings, config.seed, log, between)
     hits, told = _tuned(tuner, model, data, labels, classes, settings.layer_decay, "from the checkpoint")
 
     def scratch() -> float:
@@ -74,10 +72,13 @@ def evaluate(
     key |= {"settings": settings.to_dict(), "model": model.config.model.to_dict(), "layer": tuner.layer}
     key |= {"augment": model.config.augment.to_dict(), "contrastive": model.has_contrastive}
     floor = {RANDOM: floors.get(scratch, **key), PROBE: _probed(features, labels, config.eval.linear_probe)}
+    return _rows(hits, labels, floor, told | {"layer": tuner.layer}, settings)
+
+
+def _rows(hits: np.ndarray, labels: Labels, floor: dict[str, float], told: dict, settings) -> list[dict]:
     row = {"metric": "finetune_accuracy", "protocol": PROTOCOL, "split": "test", "value": float(np.mean(hits))}
     row |= {"standard_error": standard_error(hits), "n": len(hits), "n_train": len(labels["train"]), "floor": floor}
-    row |= {"layer": tuner.layer, **told, **{name: settings[name] for name in ("epochs", "batch_size")}}
-    row |= {"layer_decay": settings.layer_decay, "weight_decay": settings.weight_decay}
+    row |= told | {name: settings[name] for name in ("epochs", "batch_size", "layer_decay", "weight_decay")}
     accuracy = told["validation_accuracy"]
     if accuracy is None:
         return [row | {"note": "no labelled validation split: the rate is the middle of the grid"}]

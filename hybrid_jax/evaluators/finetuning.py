@@ -61,6 +61,13 @@ def rate_scales(trained: Any, layer: str, depth: int, decay: float) -> Any:
     return jax.tree_util.tree_map_with_path(scale, trained)
 
 
+def _schedule(peak: float, total: int) -> np.ndarray:
+    """(total,) float32 learning rates: linear warm-up over a tenth of the steps, then cosine decay to 0."""
+    warmup = total // 10
+    schedule = optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, total)
+    return np.asarray(jax.vmap(schedule)(jnp.arange(total)), np.float32)
+
+
 @dataclasses.dataclass
 class FineTuner:
     """Trains networks of one architecture on the same images; its functions are compiled once for all of them.
@@ -124,9 +131,7 @@ class FineTuner:
         batch = min(self.settings.batch_size, len(images))
         per_epoch = pipeline.steps_per_epoch(len(images), batch)
         total = self.settings.epochs * per_epoch
-        warmup = total // 10
-        schedule = optax.warmup_cosine_decay_schedule(0.0 if warmup else rate, rate, warmup, total)
-        rates = np.asarray(jax.vmap(schedule)(jnp.arange(total)), np.float32)
+        rates = _schedule(rate, total)
         state, told, mean = self._optimizer.init(trained), time.monotonic(), 0.0
         for epoch in range(self.settings.epochs):
             losses: list[jax.Array] = []
