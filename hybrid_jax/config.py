@@ -315,7 +315,7 @@ FIELDS: dict[str, Field] = {
     "eval.finetune.epochs": Field(20, "epochs", "passes over them", **_at_least(1)),
     "eval.finetune.batch_size": Field(64, "images", "images per step", **_at_least(1)),
     "eval.finetune.learning_rates": Field(
-        (1e-3, 3e-3, 1e-2), "", "peak learning rates tried on validation, each a training of its own", **_POSITIVE
+        (3e-4, 1e-3, 3e-3), "", "peak learning rates tried on validation, each a training of its own", **_POSITIVE
     ),
     "eval.finetune.layer_decay": Field(
         0.75, "", "learning rate of a block, by that of the block above it; 1 = all alike", **_share(low_open=True)

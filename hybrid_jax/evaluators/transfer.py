@@ -19,6 +19,7 @@ from hybrid_jax.data.dataset import DataSet
 from hybrid_jax.errors import UserError, reject
 from hybrid_jax.evaluators import knn, linear_probe
 from hybrid_jax.evaluators.features import FeatureStore, FloorCache
+from hybrid_jax.text import printable
 
 PROTOCOL = "transfer-v1"
 RANDOM = "random encoder"
@@ -88,7 +89,7 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
         return []
     data, shown = load(config), name
     if name == "folder":
-        shown = f"folder {pathlib.Path(config.eval.transfer.path).name}"
+        shown = printable(f"folder {pathlib.Path(config.eval.transfer.path).name}")
     normed = config.eval.linear_probe.normed
     found = _measured(FeatureStore(features.model, data, normed), config, floors)
 
