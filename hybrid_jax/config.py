@@ -68,7 +68,7 @@ _POSITIVE: dict[str, Any] = {
 }
 _STRENGTH = "; empty = the recipe's own"
 _RECIPES = ("none", "crop_flip", "grey_small", "simclr", "simclr_cifar", "moco_v2", "moco_v3")
-EVALUATORS = (
+DEFAULT_EVALUATORS = (
     "linear_probe",
     "few_label",
     "knn",
@@ -78,7 +78,10 @@ EVALUATORS = (
     "corruptions",
     "adversarial",
     "ood",
+    "transfer",
 )
+# Those that run only where asked for by name cost as much as training.
+EVALUATORS = (*DEFAULT_EVALUATORS, "finetune")
 # Metric: the evaluator that measures it, and whether higher is better.
 BEST_METRICS = {
     "linear_probe_accuracy": ("linear_probe", True),
@@ -223,9 +226,9 @@ FIELDS: dict[str, Field] = {
         0, "steps", "time between evaluations; 0 = after the last step only, -1 = never", **_at_least(-1)
     ),
     "eval.evaluators": Field(
-        EVALUATORS,
+        DEFAULT_EVALUATORS,
         "",
-        "which evaluators run",
+        "which evaluators run; `finetune`, which trains, only where it is named",
         allowed=f"must be taken from {', '.join(EVALUATORS)}",
         check=lambda v: set(v) <= set(EVALUATORS),
     ),
@@ -301,6 +304,23 @@ FIELDS: dict[str, Field] = {
         check=lambda v: all(type(e) is int and 0 <= e <= 255 for e in v),
     ),
     "eval.adversarial.steps": Field(10, "steps", "of projected gradient descent", **_at_least(1)),
+    "eval.transfer.name": Field(
+        "", "", "another labelled data set, as `data.name`, that the frozen features are judged on; empty = none"
+    ),
+    "eval.transfer.path": Field("", "", "where it lies, as `data.path`"),
+    "eval.transfer.test_split": Field("test", "", "its split that figures are computed on"),
+    "eval.finetune.num_images": Field(
+        2000, "images", "first labelled training images that the whole network is trained on; 0 = all", **_at_least(0)
+    ),
+    "eval.finetune.epochs": Field(20, "epochs", "passes over them", **_at_least(1)),
+    "eval.finetune.batch_size": Field(64, "images", "images per step", **_at_least(1)),
+    "eval.finetune.learning_rates": Field(
+        (3e-4, 1e-3, 3e-3), "", "peak learning rates tried on validation, each a training of its own", **_POSITIVE
+    ),
+    "eval.finetune.layer_decay": Field(
+        0.75, "", "learning rate of a block, by that of the block above it; 1 = all alike", **_share(low_open=True)
+    ),
+    "eval.finetune.weight_decay": Field(0.05, "", "decoupled weight decay of matrices", **_at_least(0)),
     "compare.trials": Field(
         3,
         "runs",

@@ -4,8 +4,9 @@ Kinds and constants are those that CIFAR-10-C was made with (Hendrycks & Dietter
 `make_cifar_c.py`, not ImageNet-C's stronger ones). The images are not CIFAR-10-C: that set is a fixed set of files,
 made with other random numbers, OpenCV and ImageMagick. What differs:
 
-- frost is left out (it lays photographs over images, which are not shipped here), and so is spatter (it needs OpenCV's
-  edge detector); `saturate` exists for colour only;
+- the frost is drawn, not photographed: CIFAR-10-C lays crops of five pictures of real frost over its images, which are
+  not shipped here (`corruption_weather.frost_texture`);
+- `spatter` finds edges and distances with scipy, not with OpenCV; `saturate` exists for colour only;
 - results are rounded to whole grey levels, where the files were cut off;
 - in a grey image brightness is the pixel itself.
 
@@ -24,11 +25,11 @@ import numpy as np
 from scipy import ndimage
 
 from hybrid_jax import corruption_tools as tools
+from hybrid_jax import corruption_weather as weather
 from hybrid_jax.corruption_tools import Draws
 
 SEVERITIES = (1, 2, 3, 4, 5)
 _PIXELS_AT_ONCE = 2**19
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 # Takes (n, H, W, C) float32 in [0, 1], its constant and each image's random numbers.
 Corruption = Callable[[np.ndarray, Any, Draws], np.ndarray]
@@ -120,24 +121,6 @@ def _gaussian_blur(x, c, draws):
     return tools.gaussian(x, c)
 
 
-def _snow(x, c, draws):
-    mean, deviation, zoom, threshold, radius, sigma, share = c
-    flakes = mean + deviation * tools.normal(draws, x.shape[1:3])[..., None]
-    flakes = tools.zoomed(flakes, zoom)
-    flakes = np.floor(np.clip(np.where(flakes < threshold, 0, flakes), 0, 1) * 255) / 255
-    flakes = tools.motion(flakes.astype(np.float32), radius, sigma, tools.uniform(draws, (), -135, -45))
-    luma = x @ _LUMA[:, None] if x.shape[-1] == 3 else x
-    white = share * x + (1 - share) * np.maximum(x, luma * 1.5 + 0.5)
-    return white + flakes + np.rot90(flakes, 2, axes=(1, 2))
-
-
-def _fog(x, c, draws):
-    amount, decay = c
-    brightest = x.max(axis=(1, 2, 3), keepdims=True)
-    clouds = tools.plasma(draws, x.shape[1], x.shape[2], decay)[..., None]
-    return (x + amount * clouds) * brightest / (brightest + amount)
-
-
 def _brightness(x, c, draws):
     value = x.max(axis=-1, keepdims=True)
     brighter = np.minimum(value + c, 1)
@@ -219,7 +202,7 @@ _TABLE: dict[str, tuple[Corruption, tuple]] = {
     "motion_blur": (_motion_blur, ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))),
     "zoom_blur": (_zoom_blur, (1.06, 1.11, 1.16, 1.21, 1.26)),
     "snow": (
-        _snow,
+        weather.snow,
         (
             (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
             (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
@@ -228,7 +211,8 @@ _TABLE: dict[str, tuple[Corruption, tuple]] = {
             (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
         ),
     ),
-    "fog": (_fog, ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))),
+    "frost": (weather.frost, ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))),
+    "fog": (weather.fog, ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))),
     "brightness": (_brightness, (0.05, 0.1, 0.15, 0.2, 0.3)),
     "contrast": (_contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
     "elastic_transform": (
@@ -239,6 +223,16 @@ _TABLE: dict[str, tuple[Corruption, tuple]] = {
     "jpeg_compression": (_jpeg_compression, (80, 65, 58, 50, 40)),
     "speckle_noise": (_speckle_noise, (0.06, 0.1, 0.12, 0.16, 0.2)),
     "gaussian_blur": (_gaussian_blur, (0.4, 0.6, 0.7, 0.8, 1)),
+    "spatter": (
+        weather.spatter,
+        (
+            (0.62, 0.1, 0.7, 0.7, 0.5, False),
+            (0.65, 0.1, 0.8, 0.7, 0.5, False),
+            (0.65, 0.3, 1, 0.69, 0.5, False),
+            (0.65, 0.1, 0.7, 0.69, 0.6, True),
+            (0.65, 0.1, 0.5, 0.68, 0.6, True),
+        ),
+    ),
     "saturate": (_saturate, ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2))),
 }
-MAIN = tuple(_TABLE)[:14]
+MAIN = tuple(_TABLE)[:15]

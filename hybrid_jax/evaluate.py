@@ -94,7 +94,8 @@ def _evaluate_workdir(workdir, step, eval_section, log, mesh, leave_if_asked) ->
     with distributed.together(UserError), distributed.first_goes_first():
         data = sources.load(config)
     data.check(model.fingerprint, config.data.path)
-    evaluators.check(data.for_evaluation(config.eval.max_images), config)
+    with distributed.together(UserError), distributed.first_goes_first():
+        evaluators.check(data.for_evaluation(config.eval.max_images), config)
     advice = f"lower config.eval.batch_size={config.eval.batch_size}"
     with explained_memory(advice), still_writable(workdir):
         return evaluate_and_report(model, data, config, workdir, log, leave_if_asked)

@@ -56,7 +56,9 @@ def write_report(
     # Those of the validation split are there to choose by.
     measured = [row for row in results if row.get("split") != "validation"]
     results = report_ood.condensed(measured)
-    sweeps = [row for row in results if row.get("layer_validation_accuracy")]
+    sweeps = [
+        row for row in results if row["metric"] == "linear_probe_accuracy" and row.get("layer_validation_accuracy")
+    ]
     judged, others = report_quality.table(results), [row for row in results if not metric_of(row).samples]
     title = f"hybrid_jax: {data.name}, step {model.step:,}"
     body = [

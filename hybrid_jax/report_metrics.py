@@ -91,7 +91,12 @@ METRICS = {
 
 
 # Of which a report does not say that they were not measured.
-_MORE = {"ood_auroc": Metric("Outliers found (AUROC)")}
+_MORE = {
+    "ood_auroc": Metric("Outliers found (AUROC)"),
+    "transfer_linear_probe_accuracy": Metric("Transfer, linear probe", share=True),
+    "transfer_knn_accuracy": Metric("Transfer, k-NN", share=True),
+    "finetune_accuracy": Metric("Fine-tuned", share=True),
+}
 
 
 def metric_of(row: dict) -> Metric:

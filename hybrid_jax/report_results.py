@@ -115,9 +115,12 @@ def _floors(row: dict) -> str:
 def _details(row: dict) -> list[str]:
     details = ["lower is better"] if metric_of(row).lower else []
     known = {"layer": "{}", "C": "C = {:g}", "k": "k = {}", "temperature": "temperature {:g}"}
+    known |= {"learning_rate": "learning rate {:g}", "epochs": "{} epochs"}
     details += [text.format(row[key]) for key, text in known.items() if row.get(key) is not None]
     if len(row.get("c_values", ())) > 1 and row["C"] == max(row["c_values"]):
         details.append("the largest C that was tried: a wider grid may give more")
+    if len(row.get("learning_rates", ())) > 1 and row["learning_rate"] == max(row["learning_rates"]):
+        details.append("the largest learning rate that was tried")
     if row.get("n_train"):
         details.append(f"{row['n_train']:,} labels")
     if row.get("train_value") is not None:

@@ -13,7 +13,7 @@ FEWEST_IN_A_BIN = 10
 FAMILIES = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
     "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
-    "weather": ("snow", "fog", "brightness"),
+    "weather": ("snow", "frost", "fog", "brightness"),
     "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
 }
 
@@ -55,9 +55,10 @@ def _by_severity(row: dict) -> str:
         axes.yaxis.set_major_formatter("{x:.0%}")
     caption = (
         f"Accuracy of the linear probe on {row['n']:,} test images under CIFAR-10-C-style corruptions (the kinds and "
-        "strengths of that set, drawn anew; frost is missing). The probe learnt from clean images only. Dashed: the "
-        f"same images clean, {row['clean_value']:.1%}. Dotted: the raw pixels' probe ({row['floor_clean_value']:.1%} "
-        "clean) under the same corruption. A good representation stays near the dashed line and above its dotted one."
+        "strengths of that set, drawn anew; the frost is drawn, not photographed). The probe learnt from clean images "
+        f"only. Dashed: the same images clean, {row['clean_value']:.1%}. Dotted: the raw pixels' probe "
+        f"({row['floor_clean_value']:.1%} clean) under the same corruption. A good "
+        "representation stays near the dashed line and above its dotted one."
     )
     return captioned(figure_uri(figure), caption)
 
@@ -67,7 +68,7 @@ def _sheet(row: dict, image: np.ndarray) -> str:
     shown = {"clean": image[0]}
     for kind in corruptions.MAIN:
         shown[kind] = corruptions.corrupt(image, kind, severity, row["corruption_seed"])[0]
-    figure, panels = _panels(len(shown), 5, 8.6, 5.8)
+    figure, panels = _panels(len(shown), 4, 8.6, 8.2)
     for axes, (name, pixels) in zip(panels, shown.items(), strict=True):
         axes.imshow(np.broadcast_to(pixels, (*pixels.shape[:2], 3)), interpolation="nearest")
         axes.set_title(name.replace("_", " "), fontsize=9)

@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from hybrid_jax import corruption_tools, corruptions
+from hybrid_jax import corruption_tools, corruption_weather, corruptions
 
-STRONGER = [name for name in corruptions.kinds(3) if name not in ("elastic_transform", "glass_blur", "saturate")]
+# Of these a higher severity is another change, not only a larger one: spatter turns from water to mud.
+OTHERWISE = ("elastic_transform", "glass_blur", "saturate", "frost", "spatter")
+STRONGER = [name for name in corruptions.kinds(3) if name not in OTHERWISE]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def distance(a, b):
 def test_every_corruption_keeps_shape_and_type_and_changes_something(photographs):
     for images in (photographs, photographs[..., :1]):
         kinds = corruptions.kinds(images.shape[-1])
-        assert kinds[:14] == corruptions.MAIN and ("saturate" in kinds) == (images.shape[-1] == 3)
+        assert kinds[:15] == corruptions.MAIN and ("saturate" in kinds) == (images.shape[-1] == 3)
         for name in kinds:
             before = images.copy()
             found = corruptions.corrupt(images, name, 4)
@@ -72,7 +74,7 @@ def test_any_size_works(shape):
 def test_no_image_and_unknown_names():
     empty = np.zeros((0, 8, 8, 1), np.uint8)
     assert corruptions.corrupt(empty, "fog", 1).shape == empty.shape
-    for name, severity in (("frost", 1), ("saturate", 1), ("fog", 6)):
+    for name, severity in (("rain", 1), ("saturate", 1), ("fog", 6)):
         with pytest.raises(ValueError, match=name):
             corruptions.corrupt(empty, name, severity)
 
@@ -162,3 +164,42 @@ def test_fog_is_a_cloud_and_keeps_the_brightest_value():
     white = np.full((3, 28, 28, 1), 255, np.uint8)
     assert corruptions.corrupt(white, "fog", 5).max() == 255
     assert not corruptions.corrupt(np.zeros_like(white), "fog", 5).any()
+
+
+def test_frost_brightens_by_its_share_of_a_texture_that_has_no_seam():
+    textures = [corruption_weather.frost_texture(number) for number in range(5)]
+    for texture in textures:
+        assert texture.min() >= 0 and texture.max() <= 1 and 0.3 < texture.mean() < 0.6
+        inside = np.abs(np.diff(texture, axis=0)).mean()
+        assert np.abs(texture[0] - texture[-1]).mean() < 1.5 * inside, "the lower border continues at the upper"
+    assert len({texture.tobytes() for texture in textures}) == 5
+    black = np.zeros((40, 32, 32, 3), np.uint8)
+    for severity, amount in zip(corruptions.SEVERITIES, (0.2, 0.3, 0.4, 0.4, 0.45), strict=True):
+        found = corruptions.corrupt(black, "frost", severity)
+        assert found.max() <= np.ceil(255 * amount) and np.all(found[..., 0] <= found[..., 2]), "bluish"
+        assert found[..., 2].mean() == pytest.approx(255 * amount * np.mean(textures), rel=0.15)
+    white = np.full((9, 32, 32, 1), 255, np.uint8)
+    assert corruptions.corrupt(white, "frost", 1).min() == 255, "a bright image stays bright"
+    assert corruptions.corrupt(white, "frost", 5).min() < 240, "and is dimmed between the crystals"
+
+
+def test_spatter_is_water_that_brightens_and_mud_that_covers(photographs):
+    before = photographs.astype(int)
+    for severity in (1, 2, 3):
+        assert np.all(corruptions.corrupt(photographs, "spatter", severity) >= before), "water only adds light"
+    for severity in (4, 5):
+        found = corruptions.corrupt(photographs, "spatter", severity)
+        changed = (found != photographs).any(axis=-1)
+        assert 0 < changed.mean() < 0.3
+        towards = np.abs(found[changed] - np.array([63, 42, 20])).mean()
+        assert towards < 0.3 * np.abs(photographs[changed] - np.array([63.0, 42, 20])).mean()
+
+
+def test_the_edges_of_drops_are_one_pixel_wide_and_need_a_strong_part():
+    square = np.zeros((16, 16))
+    square[4:12, 4:12] = 200
+    edges = corruption_weather._edges(square)
+    assert edges[8].sum() == 2 and edges[:, 8].sum() == 2
+    assert not corruption_weather._edges(square / 8).any(), "100 along the sides: above 50, nowhere above 150"
+    assert np.array_equal(corruption_weather._edges(square), edges)
+    assert corruption_weather._equalised(np.array([[3, 3], [5, 9]])).tolist() == [[0, 0], [128, 255]]

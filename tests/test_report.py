@@ -415,7 +415,7 @@ def test_no_figure_is_larger_than_it_need_be(tmp_path):
 def make_robustness():
     common = {"n": 2000, "split": "test", "standard_error": 0.01, "layer": HOSTILE, "clean_value": 0.9}
     table = {kind: {"1": 0.8, "5": 0.3} for kind in corruptions.MAIN}
-    corrupted = {"metric": "corruption_accuracy", "protocol": "corruptions-v1", "value": 0.55, "severities": [1, 5]}
+    corrupted = {"metric": "corruption_accuracy", "protocol": "corruptions-v2", "value": 0.55, "severities": [1, 5]}
     corrupted |= {"accuracy": table, "floor_accuracy": table, "floor_clean_value": 0.7, "corruption_seed": 0}
     attack = {"metric": "adversarial_accuracy", "protocol": "adversarial-v1", "value": 0.2, "steps": 10, "epsilon": 4}
     attack |= {"variant": "PGD, 4 of 255", "fgsm_value": 0.3, "noise_value": 0.9}
@@ -428,7 +428,7 @@ def make_robustness():
 
 def test_robustness_has_sections_of_its_own(tmp_path):
     page, text = render(tmp_path, make_model(), make_data(channels=3), make_robustness())
-    for expected in ("Corrupted images", "frost is missing", "severity 5", "knows encoder and probe", "divided by 1.5"):
+    for expected in ("Corrupted images", "not photographed", "severity 5", "knows encoder and probe", "divided by 1.5"):
         assert expected in text
     assert "90.0% on the same images unchanged" in text and "Under attack, PGD, 4 of 255" in text
     # By severity, the sheet, by epsilon, reliability; a map, and 8 queries with 6 neighbours each.

@@ -8,15 +8,17 @@ from hybrid_jax.evaluators import (
     calibration,
     corruptions,
     few_label,
+    finetune,
     knn,
     likelihood,
     linear_probe,
     ood,
     sample_quality,
+    transfer,
 )
 from hybrid_jax.evaluators.features import FeatureStore, FloorCache, Skipped
 
-Evaluator = Callable[[FeatureStore, object, FloorCache], list[dict]]
+Evaluator = Callable[..., list[dict]]
 
 EVALUATORS: dict[str, Evaluator] = {
     "linear_probe": linear_probe.evaluate,
@@ -28,7 +30,11 @@ EVALUATORS: dict[str, Evaluator] = {
     "corruptions": corruptions.evaluate,
     "adversarial": adversarial.evaluate,
     "ood": ood.evaluate,
+    "transfer": transfer.evaluate,
+    "finetune": finetune.evaluate,
 }
+# They take minutes: `log` tells how far they are, and `between` is called on the way.
+LONG = ("finetune",)
 
 
 def check(data, config) -> None:
@@ -37,6 +43,8 @@ def check(data, config) -> None:
         knn.check(data, config)
     if "sample_quality" in config.eval.evaluators:
         sample_quality.check(config)
+    if "transfer" in config.eval.evaluators:
+        transfer.check(config)
 
 
 def evaluate(
@@ -57,7 +65,7 @@ def evaluate(
       cache_dir: where floors that no checkpoint changes are kept; None computes them anew.
       log: takes one line for every evaluator that is skipped, be it in part.
       features: of the same model and data; the report can then use the same.
-      between: called before each evaluator; may raise to end the evaluation.
+      between: called before each evaluator and on the way of long ones; may raise to end the evaluation.
 
     Returns:
       What becomes `eval/<step>.json`: results `{metric, value, n, protocol, split, floor, seed, ...}`,
@@ -72,7 +80,8 @@ def evaluate(
     for name in config.eval.evaluators:
         between()
         try:
-            found = EVALUATORS[name](features, config, floors)
+            more = {"log": log, "between": between} if name in LONG else {}
+            found = EVALUATORS[name](features, config, floors, **more)
         except Skipped as reason:
             found = reason.found
             log(f"{name}: {'partly ' if found else ''}skipped, {reason}")

@@ -1,10 +1,11 @@
-"""The linear probe on corrupted test images (protocol corruptions-v1).
+"""The linear probe on corrupted test images (protocol corruptions-v2).
 
 The probe of `linear-probe-v1` on the default layer is fitted to clean features, then asked about the first test images
-under each of fourteen CIFAR-10-C-style corruptions (`hybrid_jax.corruptions`: not CIFAR-10-C, and no frost) at each
-severity. Images are drawn by their number alone, not by `seed`, so that every model sees the same ones. The headline is
-the plain mean over corruptions and severities; the share retained divides it by the accuracy on the same images, clean.
-The floor is the raw pixels' probe on the same corrupted images.
+under each of fifteen CIFAR-10-C-style corruptions at each severity (`hybrid_jax.corruptions`: not CIFAR-10-C, and the
+frost is drawn, not photographed). Images are drawn by their number alone, not by `seed`, so that every model sees the
+same ones. The headline is the plain mean over corruptions and severities; the share retained divides it by the accuracy
+on the same images, clean. The floor is the raw pixels' probe on the same corrupted images. (`corruptions-v1` had no
+frost: its figures are another mean.)
 
 Dimensions: n images, D features.
 """
@@ -17,7 +18,7 @@ from hybrid_jax import corruptions
 from hybrid_jax.evaluators import linear_probe, probe
 from hybrid_jax.evaluators.features import FeatureStore, FloorCache, raw_pixels, raw_pixels_name, standard_error
 
-PROTOCOL = "corruptions-v1"
+PROTOCOL = "corruptions-v2"
 SEED = 0
 
 Cell = tuple[str, int]

@@ -28,14 +28,14 @@ def found(tmp_path_factory):
 
 
 def rows_of(found):
-    return {row["metric"]: row for row in found[0] if row["protocol"] == "corruptions-v1"}
+    return {row["metric"]: row for row in found[0] if row["protocol"] == "corruptions-v2"}
 
 
 def test_the_headline_is_the_plain_mean_and_the_share_is_of_the_same_images(found):
     row, share = (rows_of(found)[name] for name in ("corruption_accuracy", "corruption_share_retained"))
     assert set(row["accuracy"]) == set(corruptions.MAIN) and row["severities"] == [1, 5] and row["n"] == 60
     values = [value for by_severity in row["accuracy"].values() for value in by_severity.values()]
-    assert len(values) == 28 and row["value"] == pytest.approx(np.mean(values))
+    assert len(values) == 30 and row["value"] == pytest.approx(np.mean(values))
     floors = [value for by_severity in row["floor_accuracy"].values() for value in by_severity.values()]
     assert row["floor"] == {"raw pixels": pytest.approx(np.mean(floors))}
     assert share["value"] == pytest.approx(row["value"] / row["clean_value"])
@@ -62,7 +62,7 @@ def test_floors_are_kept_and_the_probe_is_fitted_once(found, monkeypatch):
     model = PixelModel()
     assert evaluators.evaluate(model, digits(), config(), directory) == rows
     # The default layer and the last four, each on training images and again on all.
-    assert model.embedded == 28 * 60 and len(fits) == 2 * 2
+    assert model.embedded == 30 * 60 and len(fits) == 2 * 2
 
 
 def test_what_the_data_lacks_is_said_in_one_line():
