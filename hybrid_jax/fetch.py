@@ -3,6 +3,7 @@
 Data for the hosts of a pod, or a finished run for a laptop. What is here already, with the same size, is left.
 """
 
+import logging
 import os
 import pathlib
 import sys
@@ -76,6 +77,8 @@ def main() -> None:
     """Entry point of `python -m hybrid_jax.fetch ADDRESS FOLDER`."""
 
     def task() -> None:
+        # It logs every try that fails with a traceback; what came of it is said below.
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
         if len(sys.argv) != 3:
             raise UserError("usage: python -m hybrid_jax.fetch ADDRESS FOLDER")
         copied, here = fetch(*sys.argv[1:])

@@ -18,7 +18,7 @@ SPOT=${SPOT:-true}
 SERVICE_ACCOUNT=${SERVICE_ACCOUNT:-hybrid}  # of Kubernetes, with access to the bucket
 RUN_AS_USER=${RUN_AS_USER:-1000}            # 0 where the cluster gives the TPUs to root only
 MAX_RESTARTS=${MAX_RESTARTS:-1000}          # in all; MAX_STUCK ends a run that does not get on
-MAX_STUCK=${MAX_STUCK:-3}                   # starts in a row without a newer checkpoint
+MAX_STUCK=${MAX_STUCK:-3}                   # restarts in a row without a newer checkpoint
 CONFIG=${CONFIG:-configs/imagenet64.py}
 WORKDIR=${WORKDIR:-}                        # gs://BUCKET/runs/NAME
 DATA=${DATA:-}                              # gs://BUCKET/data; empty = none to bring

@@ -19,7 +19,7 @@ NETWORK=${NETWORK:-default}
 CONFIG=${CONFIG:-configs/imagenet64.py}
 WORKDIR=${WORKDIR:-}                                   # gs://BUCKET/runs/NAME
 DATA=${DATA:-}                                         # gs://BUCKET/data; empty = none to bring
-MAX_STUCK=${MAX_STUCK:-3}                              # requests in a row without a newer checkpoint
+MAX_STUCK=${MAX_STUCK:-3}                              # restarts in a row without a newer checkpoint
 POLL_SECONDS=${POLL_SECONDS:-60}
 
 # shellcheck source=launch/common.sh

@@ -8,7 +8,7 @@
 # SIGTERM or Ctrl-C goes to the command, and then nothing is started again.
 #
 # --once runs it once, for a scheduler that starts again itself (SLURM, JobSet): exit code 75 = start again,
-# 3 = no newer checkpoint after MAX_STUCK starts, 0 and 2 as above. The count is kept in STATE_FILE.
+# 3 = no newer checkpoint after MAX_STUCK restarts, 0 and 2 as above. The count is kept in STATE_FILE.
 set -euo pipefail
 
 : "${MAX_STUCK:=3}"
@@ -27,9 +27,10 @@ newest_step() {
   echo "$best"
 }
 
-# gets_on STEP: counts a start; false once MAX_STUCK of them in a row came to no newer checkpoint.
+# gets_on STEP: counts a restart; false where MAX_STUCK of them in a row have brought no newer checkpoint. The first call
+# only notes where the run begins.
 gets_on() {
-  local best=-1 stuck=0
+  local best=-2 stuck=0
   if [[ -s $STATE_FILE ]]; then read -r best stuck < "$STATE_FILE"; fi
   if (($1 > best)); then best=$1 stuck=0; else stuck=$((stuck + 1)); fi
   echo "$best $stuck" > "$STATE_FILE"
@@ -66,10 +67,11 @@ run_once() {
 start_once() {
   local workdir=$1 code=0
   shift
+  if [[ ! -s $STATE_FILE ]]; then gets_on "$(newest_step "$workdir")"; fi
   run_once "$@" || code=$?
   if ((code == 0 || code == 2)); then return "$code"; fi
   if ! gets_on "$(newest_step "$workdir")"; then
-    echo "supervise: exit code $code, and no newer checkpoint after $MAX_STUCK more starts: giving up" >&2
+    echo "supervise: exit code $code, and no newer checkpoint after $MAX_STUCK restarts: giving up" >&2
     return 3
   fi
   return 75
