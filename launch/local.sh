@@ -19,7 +19,13 @@ read_dry_run "$@"
 cd "$ROOT"
 
 gpus() {
-  if command -v nvidia-smi > /dev/null; then nvidia-smi --list-gpus 2> /dev/null | grep -c . || true; else echo 0; fi
+  if [[ ${JAX_PLATFORMS:-} == cpu ]]; then
+    echo 0
+  elif command -v nvidia-smi > /dev/null; then
+    nvidia-smi --list-gpus 2> /dev/null | grep -c . || true
+  else
+    echo 0
+  fi
 }
 
 GPUS=$(gpus)

@@ -69,9 +69,16 @@ def test_a_stop_request_reaches_the_command_and_nothing_is_started_again(tmp_pat
 GCLOUD = """
 echo "$*" >> {0}/calls
 case "$*" in
-  *"queued-resources describe"*) line=$(head -n 1 {0}/states); sed -i 1d {0}/states; [[ $line != ABSENT ]] && echo "$line" ;;
+  *"queued-resources describe"*)
+    line=$(head -n 1 {0}/states)
+    sed -i 1d {0}/states
+    [[ $line != ABSENT ]] && echo "$line"
+    ;;
   *"storage cat"*) [[ -s {0}/states ]] || echo 0 ;;
-  *"storage ls"*) for ((i = 10; i <= $(grep -c create {0}/calls) * {1}; i += 10)); do echo "gs://b/r/checkpoints/$i/"; done ;;
+  *"storage ls"*)
+    newest=$(($(grep -c create {0}/calls) * {1}))
+    for ((i = 10; i <= newest; i += 10)); do echo "gs://b/r/checkpoints/$i/"; done
+    ;;
 esac
 """
 
