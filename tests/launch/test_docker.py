@@ -3,7 +3,7 @@
 import re
 import subprocess
 
-from launch.scripts import ROOT, tool
+from launch_scripts import ROOT, tool
 
 TEXT = (ROOT / "Dockerfile").read_text()
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import yaml
-from launch.scripts import LAUNCH, run
+from launch_scripts import LAUNCH, run
 
 SET = {"WORKDIR": "gs://bucket/runs/one", "DATA": "gs://bucket/data", "IMAGE": "registry/hybrid:1"}
 # Of jobset.x-k8s.io/v1alpha2, from its published types; the pods' part is Kubernetes' own.

@@ -4,7 +4,7 @@ import re
 import subprocess
 
 import pytest
-from launch.scripts import LAUNCH, ROOT, SCRIPTS, run, tool
+from launch_scripts import LAUNCH, ROOT, SCRIPTS, run, stand_in, tool
 
 GS = {"WORKDIR": "gs://bucket/runs/one", "DATA": "gs://bucket/data", "IMAGE": "registry/hybrid:1"}
 ENTRIES = ["gke.sh", "host.sh", "local.sh", "queued_resources.sh", "slurm.sbatch", "tpu_vm.sh"]
@@ -78,8 +78,6 @@ def test_slurm_starts_one_step_and_requeues_at_75():
 
 @pytest.mark.parametrize("gpus, processes", [(0, 2), (4, 4)])
 def test_locally_each_gpu_gets_a_process(tmp_path, gpus, processes):
-    from launch.scripts import stand_in
-
     stand_in(tmp_path, "nvidia-smi", f"for ((i = 0; i < {gpus}; i++)); do echo GPU $i; done")
     printed = lines(run("local.sh", "--dry_run", path=tmp_path))
     assert len(printed) == processes

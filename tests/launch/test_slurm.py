@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from launch.scripts import ROOT
+from launch_scripts import ROOT
 
 from hybrid_jax import checkpoint, metrics
 
@@ -63,6 +63,9 @@ def slurm(tmp_path):
 
     until(lambda: call("sinfo", "--noheader", "--format=%T") == "idle", 60)
     yield call
+    # Their processes would outlive the daemons.
+    call("scancel", "--me")
+    until(lambda: not call("squeue", "--noheader"), 60)
     for process in reversed(processes):
         process.terminate()
         process.wait()

@@ -6,7 +6,7 @@ import subprocess
 import time
 
 import pytest
-from launch.scripts import LAUNCH, ROOT, run, stand_in
+from launch_scripts import LAUNCH, ROOT, run, stand_in
 
 FAST = {"RESTART_SECONDS": "0", "MAX_STUCK": "2"}
 # Each start takes the next word of `plan`: EXIT_CODE, or EXIT_CODE:STEP that it saves before.
