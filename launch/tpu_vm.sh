@@ -40,7 +40,7 @@ upload() {
   need WORKDIR
   need_address WORKDIR
   pack "$WORKDIR.code.tar.gz"
-  on all "if kill -0 $PID; then echo 'error: a run is on; stop it first' >&2; exit 2; fi; rm -rf hybrid_jax && mkdir hybrid_jax && gcloud storage cp $WORKDIR.code.tar.gz - | tar xz -C hybrid_jax"
+  on all "if kill -0 $PID 2> /dev/null; then echo 'error: a run is on; stop it first' >&2; exit 2; fi; rm -rf hybrid_jax && mkdir hybrid_jax && gcloud storage cp $WORKDIR.code.tar.gz - | tar xz -C hybrid_jax"
 }
 
 command=${REST[0]:-help}
