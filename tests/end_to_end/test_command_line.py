@@ -35,6 +35,7 @@ MISTAKES = {
     "bad mode": (["--mode=trian"], ["--mode=trian", "train"]),
     "topology": (["--mode=compile", "--topology=v5d:2x2"], ["--topology=v5d:2x2", "v5e", "tpu7x"]),
     "no topology": (["--mode=compile"], ["--topology is missing", "v5e:16x16"]),
+    "a bucket": (["--workdir=gs://bucket/run"], ["--workdir=gs://bucket/run", "mount the bucket"]),
     "bare word": (["runs/x"], ["runs/x"]),
     "not a number": (["--config.model.width=wide"], ["model.width", "wide"]),
     "tuple length": (["--config.data.image_size=(8,8,8)"], ["data.image_size", "(8, 8, 8)", "2 whole numbers"]),

@@ -1,5 +1,6 @@
 """Several processes of one run, as the real command starts them: agreement, stop requests, processes that are gone."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -63,6 +64,23 @@ class Run:
                 err += "\nhad to be killed"
             found.append((process.returncode, out, err))
         return found
+
+
+@contextlib.contextmanager
+def locally(workdir, log, *flags):
+    """Starts two processes of two devices with launch/local.sh; yields it."""
+    variables = {
+        "CONFIG": "tests/tiny.py", "WORKDIR": str(workdir), "PROCESSES": "2", "PYTHON": sys.executable,
+        "MAX_STUCK": "0", "JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu",
+    }  # fmt: skip
+    with log.open("w") as file:
+        command = ["launch/local.sh", *flags]
+        script = subprocess.Popen(command, cwd=ROOT, env=os.environ | variables, stdout=file, stderr=file)
+    try:
+        yield script
+    finally:
+        script.terminate()
+        script.wait()
 
 
 def own_lines(text):
@@ -129,13 +147,18 @@ def test_two_processes_train_as_one_stop_together_and_notice_a_death(
     # One device continues it.
     monkeypatch.setattr(train.sharding, "make_mesh", lambda config: mesh_of(1))
     stop_in_step(config, workdir, stopped + 3)
-    # And so do two processes; when one is killed, the other ends soon and says why.
-    run = start(workdir, 2, 2, *FEW)
-    run.until(lambda: metrics.read(workdir)[-1]["step"] > stopped + 4)
-    run.processes[1].kill()
-    (code, _, err), _ = run.ends(GONE)
-    assert code == 1 and "process 1 is gone: start all again with the same command" in err, err
-    assert "Traceback" not in err
+    # And so do two processes that the script of launch/ starts; when one is killed, the other ends soon and says why.
+    log = tmp_path / "log"
+    with locally(workdir, log, *FEW) as script:
+        deadline = time.monotonic() + 200
+        while metrics.read(workdir)[-1]["step"] <= stopped + 4:
+            assert script.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        os.kill(int(re.search(r"process 1 is pid (\d+)", log.read_text())[1]), signal.SIGKILL)
+        assert script.wait(timeout=GONE) == 1
+    told = log.read_text()
+    assert "process 1 is gone: start all again with the same command" in told and "giving up" in told, told
+    assert "Traceback" not in told
 
 
 @pytest.mark.slow

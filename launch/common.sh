@@ -1,0 +1,74 @@
+# shellcheck shell=bash
+# Sourced by the scripts beside it: how commands are printed and run, and how a checkout is packed.
+
+DRY_RUN=${DRY_RUN:-false}
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+ROOT=$(dirname "$HERE")
+
+# Prints words as a shell reads them back.
+quoted() {
+  local word line=""
+  for word in "$@"; do
+    [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word=${word@Q}
+    line+="$word "
+  done
+  printf '%s\n' "${line% }"
+}
+
+# Runs a command, or with --dry_run prints it and does nothing.
+run() {
+  if [[ $DRY_RUN == true ]]; then
+    quoted "$@"
+  else
+    "$@"
+  fi
+}
+
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+# need NAME...: these variables must have a value.
+need() {
+  local name
+  for name in "$@"; do
+    [[ -n ${!name:-} ]] || fail "$name is empty: set it, as in $name=... $(basename "$0") ...; see the top of the script"
+  done
+}
+
+bucket_of() {
+  local rest=${1#gs://}
+  echo "${rest%%/*}"
+}
+
+# path_of gs://BUCKET/a/b: a/b
+path_of() {
+  local rest=${1#gs://}
+  [[ $rest == */* ]] && echo "${rest#*/}"
+}
+
+# need_address NAME...: these variables must be gs://BUCKET/PATH.
+need_address() {
+  local name
+  for name in "$@"; do
+    [[ ${!name} =~ ^gs://[a-z0-9._-]+/.+ ]] || fail "$name=${!name}: must be gs://BUCKET/PATH"
+  done
+}
+
+# pack gs://...: uploads the checkout as it was committed last.
+pack() {
+  git -C "$ROOT" diff --quiet HEAD || echo "note: changes that are not committed stay here" >&2
+  local archive="${TMPDIR:-/tmp}/hybrid_jax.tar.gz"
+  run git -C "$ROOT" archive --format=tar.gz --output="$archive" HEAD
+  run gcloud storage cp "$archive" "$1"
+}
+
+# Takes --dry_run out of the arguments; what is left is in REST.
+REST=()
+read_dry_run() {
+  local word
+  for word in "$@"; do
+    if [[ $word == --dry_run ]]; then DRY_RUN=true; else REST+=("$word"); fi
+  done
+}
