@@ -84,14 +84,9 @@ def _sample(workdir: str) -> None:
     from hybrid_jax.sample import sample_workdir, use_all_cores
 
     use_all_cores()
-    sample_workdir(
-        *(workdir, given.STEP.value, given.NUM.value, given.INPUT.value, given.OUTPUT.value),
-        kept=(given.NUM_ROWS.value, given.NUM_PATCHES.value),
-        how=given.draw(),
-        seed=given.SEED.value,
-        batch_size=given.batch_size(),
-        log=say,
-    )
+    asked = (given.STEP.value, given.NUM.value, given.INPUT.value, given.OUTPUT.value)
+    kept = (given.NUM_ROWS.value, given.NUM_PATCHES.value)
+    sample_workdir(workdir, *asked, kept, given.draw(), given.SEED.value, given.batch_size(), say)
 
 
 def main() -> None:
