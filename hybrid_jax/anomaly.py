@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from hybrid_jax import checksums, joint_score
-from hybrid_jax.anomaly_parts import code_length
+from hybrid_jax.anomaly_parts import code_length, white_axes
 from hybrid_jax.detection import auroc
 from hybrid_jax.distributed import is_first
 from hybrid_jax.errors import UserError
@@ -27,6 +27,7 @@ from hybrid_jax.joint_score import FEWEST_IMAGES, JointScore, Measures
 from hybrid_jax.outliers import SYNTHETIC
 
 FORMAT = 1
+AXES_IMAGES = 5_000  # training images
 _CHOICE_IMAGES = 250
 
 
@@ -50,7 +51,9 @@ def joined(parts: list[Measures]) -> Measures:
     return Measures(**whole)
 
 
-def fit(model, images: np.ndarray, seed: int, log: Callable[[str], None] = print) -> tuple[JointScore, dict]:
+def fit(
+    model, images: np.ndarray, seed: int, log: Callable[[str], None] = print, axes: dict[str, np.ndarray] | None = None
+) -> tuple[JointScore, dict]:
     """Fits the joint score, J1 or J2 by what tells synthetic outliers better.
 
     To choose, both are fitted on the first half of the images and told apart the second half from outliers made of it.
@@ -60,6 +63,7 @@ def fit(model, images: np.ndarray, seed: int, log: Callable[[str], None] = print
       images: (n, H, W, C) uint8 of the data, n >= 50, not trained on.
       seed: of the outliers.
       log: takes a line on what was chosen.
+      axes: of the features, as `joint_score.fit` takes them.
 
     Returns:
       The score, and how it was chosen: {kind: {outliers: AUROC}}.
@@ -70,7 +74,7 @@ def fit(model, images: np.ndarray, seed: int, log: Callable[[str], None] = print
     # In one pass, so that no further shape is compiled.
     found = model.measures(np.concatenate([images, *made]))
     measures, starts = found.take(np.s_[: len(images)]), range(len(images), len(found), len(source))
-    first, second = joint_score.fit(measures.take(np.s_[:half])), measures.take(np.s_[half:])
+    first, second = joint_score.fit(measures.take(np.s_[:half]), axes=axes), measures.take(np.s_[half:])
     outliers = {
         name: found.take(np.s_[start : start + len(source)]) for name, start in zip(SYNTHETIC, starts, strict=True)
     }
@@ -83,7 +87,7 @@ def fit(model, images: np.ndarray, seed: int, log: Callable[[str], None] = print
     told = ", ".join(f"{kind} {value:.3f}" for kind, value in mean.items())
     alone = "" if model.has_likelihood else "; without a likelihood J1 is the features' distance alone"
     log(f"anomaly score: {kind}, fitted on {len(images):,} images (AUROC on synthetic outliers: {told}){alone}")
-    return joint_score.fit(measures, kind), choice
+    return joint_score.fit(measures, kind, axes), choice
 
 
 def fitted(features, config, log: Callable[[str], None] = print) -> JointScore | None:
@@ -111,9 +115,17 @@ def _fitted(features, config, log: Callable[[str], None]) -> JointScore | None:
         return None
     if not held_out:
         log("anomaly score: no validation split, so fitted on training images, which the model knows: it is too strict")
-    score, choice = fit(features.model, images, config.seed, log)
+    score, choice = fit(features.model, images, config.seed, log, _axes(features))
     about = {"n": len(images), "split": "validation" if held_out else "train", "choice": choice}
+    about["n_axes"] = min(AXES_IMAGES, len(data.train.images))
     return JointScore(score.kind, score.arrays, about)
+
+
+def _axes(features) -> dict[str, np.ndarray]:
+    """Of the first training images, which are many: validation images are too few for directions of little variance."""
+    found = features.first("train", AXES_IMAGES)
+    names = zip(joint_score.LAYERS, features.model.measured_layers, strict=True)
+    return {name: white_axes(found[layer]) for name, layer in names}
 
 
 def save(workdir: str | os.PathLike, model, score: JointScore) -> None:

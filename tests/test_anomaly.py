@@ -49,7 +49,8 @@ def test_a_reloaded_workdir_scores_as_the_fit_did(run):
     found = model.anomaly_score(IMAGES)
     assert found.shape == (5,) and found.dtype == np.float32 and np.isfinite(found).all()
     data = sources.load(model.config)
-    fitted, _ = anomaly.fit(model, data.validation.images[:100], model.config.seed, lambda line: None)
+    model.config.eval.anomaly.num_images = 100
+    fitted = anomaly.fitted(FeatureStore(model, data), model.config, lambda line: None)
     # There on eight devices, here on one.
     np.testing.assert_allclose(fitted.score(model.measures(IMAGES)), found, rtol=1e-3)
     np.testing.assert_array_equal(hybrid_jax.load(run[0]).anomaly_score(IMAGES), found)

@@ -72,6 +72,12 @@ class FeatureStore:
             return self.default(split)
         return self.model.embed(getattr(self.data, split).images[:num])
 
+    def first(self, split: str, num: int) -> dict[str, np.ndarray]:
+        """Returns {layer: (m, D) float32} of the first `num` images of a split, of all where it has fewer."""
+        if split in self._found:
+            return {name: values[:num] for name, values in self._found[split].items()}
+        return self.model.features(getattr(self.data, split).images[:num])
+
     def rows(self, split: str, indices: np.ndarray) -> np.ndarray:
         """Returns the default layer's (len(indices), D) float32 of some images of a split."""
         if split in self._found:
