@@ -5,24 +5,20 @@
 Dimensions: n images, H W C image.
 """
 
-import hashlib
-import io
 import json
 import os
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from hybrid_jax import checksums, joint_score
+from hybrid_jax import checkpoint, checksums, joint_score
 from hybrid_jax.anomaly_parts import code_length, white_axes
+from hybrid_jax.array_files import DAMAGE, read_arrays, write_arrays
 from hybrid_jax.detection import auroc
 from hybrid_jax.distributed import is_first
 from hybrid_jax.errors import UserError
-from hybrid_jax.files import write_whole_bytes
 from hybrid_jax.joint_score import FEWEST_IMAGES, JointScore, Measures
 from hybrid_jax.outliers import SYNTHETIC
 
@@ -129,14 +125,23 @@ def _axes(features) -> dict[str, np.ndarray]:
 
 
 def save(workdir: str | os.PathLike, model, score: JointScore) -> None:
-    """Writes `anomaly/<step>.npz`, whole or not at all; of several processes the first does."""
-    about = {"format": FORMAT, "kind": score.kind, "parameters": fingerprint(model), "layers": model.measured_layers}
-    file, arrays = io.BytesIO(), {"about": np.array(json.dumps(about | score.about)), **score.arrays}
-    np.savez(file, **arrays)  # type: ignore[arg-type]
+    """Writes `anomaly/<step>.npz`, whole or not at all; of several processes the first does.
+
+    Those of checkpoints that are gone are removed.
+    """
+    about = {
+        "format": FORMAT,
+        "kind": score.kind,
+        "parameters": checksums.of_model(model),
+        "layers": model.measured_layers,
+    }
     path = path_of(workdir, model.step)
-    if is_first():
-        path.parent.mkdir(exist_ok=True)
-    write_whole_bytes(path, file.getvalue())
+    write_arrays(path, {"about": np.array(json.dumps(about | score.about)), **score.arrays})
+    checkpoints = checkpoint.directory(workdir)
+    if is_first() and checkpoints.is_dir():
+        for old in path.parent.glob("*.npz"):
+            if old != path and not (checkpoints / old.stem).is_dir():
+                old.unlink(missing_ok=True)
 
 
 def load(model) -> JointScore:
@@ -157,27 +162,15 @@ def find(model) -> JointScore | None:
     if path is None or not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            # Ours are stored as they are: what unpacks to more than the file holds is not.
-            if any(member.compress_type != zipfile.ZIP_STORED for member in file.zip.infolist()):
-                raise ValueError("compressed")
-            arrays = {name: file[name] for name in file.files}
+        arrays = read_arrays(path)
         about = json.loads(str(arrays.pop("about")))
         score = JointScore(about["kind"], arrays, about)
         score.check(model.has_likelihood)
-    except (OSError, ValueError, KeyError, TypeError, MemoryError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGE as error:
         raise UserError(f"{path}: is damaged ({type(error).__name__}); {_remedy(model)}") from error
-    if about.get("format") != FORMAT or about.get("parameters") != fingerprint(model):
+    if about.get("format") != FORMAT or about.get("parameters") != checksums.of_model(model):
         raise UserError(f"{path}: was fitted to other parameters than those of step {model.step}; {_remedy(model)}")
     return score
-
-
-def fingerprint(model) -> str:
-    """Returns a checksum of all a model computes with, 16 hex digits."""
-    digest = hashlib.sha256(json.dumps(checksums.checksums(model.params), sort_keys=True).encode())
-    if model.palette is not None:
-        digest.update(np.asarray(model.palette.colours, np.float32).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def path_of(workdir: str | os.PathLike, step: int) -> pathlib.Path:

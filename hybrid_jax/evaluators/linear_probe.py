@@ -18,6 +18,8 @@ With `eval.linear_probe.normed` all three read the layers whose names end in `:n
 Dimensions: n images, D features, K classes.
 """
 
+import functools
+
 import numpy as np
 
 from hybrid_jax.evaluators.features import (
@@ -30,7 +32,7 @@ from hybrid_jax.evaluators.features import (
     standard_error,
     validation_row,
 )
-from hybrid_jax.evaluators.logistic import Spectrum, fit_logistic
+from hybrid_jax.evaluators.logistic import Spectrum, fit_bytes, fit_logistic, side_by_side
 from hybrid_jax.evaluators.probe import FittedProbe, fit, grid_of, middle, moments, of_layers, of_pixels
 from hybrid_jax.models.hybrid import NORMED
 
@@ -83,14 +85,16 @@ def layer_scores(
 ) -> dict[str, float]:
     """Returns {layer: validation accuracy of its probe}, as the best layer is chosen; see the protocol above."""
     y = labels["train"][:LAYER_CHOICE_IMAGES]
-    scores: dict[str, float] = {}
-    for name in candidates(features):
-        train = features.layers("train")[name]
-        parts = {"train": train[:LAYER_CHOICE_IMAGES], "validation": features.layers("validation")[name]}
-        x = standardise(parts)
+    known, held_out = features.layers("train"), features.layers("validation")
+
+    def score(name: str) -> float:
+        x = standardise({"train": known[name][:LAYER_CHOICE_IMAGES], "validation": held_out[name]})
         fitted = fit_logistic(x["train"], y, c, Spectrum.of(x["train"]), max_iterations)
-        scores[name] = float(np.mean(fitted.predict(x["validation"]) == labels["validation"]))
-    return scores
+        return float(np.mean(fitted.predict(x["validation"]) == labels["validation"]))
+
+    names = candidates(features)
+    bytes_each = fit_bytes(y, y) + sum(4 * known[names[0]].shape[1] * n for n in (len(y), len(labels["validation"])))
+    return dict(zip(names, side_by_side([functools.partial(score, name) for name in names], bytes_each), strict=True))
 
 
 def candidates(features: FeatureStore) -> list[str]:

@@ -4,6 +4,7 @@ Dimensions: B batch, H W C image, N patches, S tokens per patch, V vocabulary, K
 """
 
 import dataclasses
+import hashlib
 import math
 from typing import Any
 
@@ -91,6 +92,10 @@ class Palette(flax.struct.PyTreeNode):
         """
         colours = np.asarray(colours, np.float32)
         return cls(colours, _nearest_colours((colours.astype(np.float64) + 1) * 127.5).astype(np.uint16))
+
+    def digest(self) -> str:
+        """Returns 64 hex digits that tell palettes apart."""
+        return hashlib.sha256(np.asarray(self.colours, np.float32).tobytes()).hexdigest()
 
 
 def _nearest_colours(colours: np.ndarray) -> np.ndarray:
