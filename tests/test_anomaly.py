@@ -96,6 +96,15 @@ def test_damaged_statistics_are_told_in_one_line(copied, damage):
     assert "\n" not in str(error.value)
 
 
+def test_statistics_of_checkpoints_that_are_gone_are_removed(copied):
+    model = hybrid_jax.load(copied)
+    for step in (3, 5):
+        shutil.copy(copied / "anomaly" / "10.npz", copied / "anomaly" / f"{step}.npz")
+    assert (copied / "checkpoints" / "5").is_dir()
+    anomaly.save(copied, model, model.fitted_anomaly())
+    assert sorted(path.name for path in (copied / "anomaly").iterdir()) == ["10.npz", "5.npz"]
+
+
 @pytest.mark.slow
 def test_eval_writes_them_again(copied):
     before = hybrid_jax.load(copied).anomaly_score(IMAGES)
