@@ -48,7 +48,7 @@ def of_model(model) -> str:
     """Returns a checksum of all that an `inference.Model` computes with, 16 hex digits."""
     digest = hashlib.sha256(json.dumps(checksums(model.params), sort_keys=True).encode())
     if model.palette is not None:
-        digest.update(model.palette.digest().encode())
+        digest.update(model.palette.content())
     return digest.hexdigest()[:16]
 
 

@@ -93,9 +93,13 @@ class Palette(flax.struct.PyTreeNode):
         colours = np.asarray(colours, np.float32)
         return cls(colours, _nearest_colours((colours.astype(np.float64) + 1) * 127.5).astype(np.uint16))
 
+    def content(self) -> bytes:
+        """Returns what tells palettes apart."""
+        return np.asarray(self.colours, np.float32).tobytes()
+
     def digest(self) -> str:
-        """Returns 64 hex digits that tell palettes apart."""
-        return hashlib.sha256(np.asarray(self.colours, np.float32).tobytes()).hexdigest()
+        """Returns 64 hex digits of `content`."""
+        return hashlib.sha256(self.content()).hexdigest()
 
 
 def _nearest_colours(colours: np.ndarray) -> np.ndarray:
