@@ -1,7 +1,4 @@
-"""Arrays by name in one `.npz` file: stored as they are, whole or absent, read without pickle.
-
-Dimensions: none of its own.
-"""
+"""Arrays by name in one `.npz` file: stored as they are, whole or absent, read without pickle."""
 
 import os
 import pathlib

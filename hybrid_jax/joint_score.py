@@ -1,10 +1,10 @@
 """The joint anomaly scores J1 and J2: what features, likelihood and code length say together.
 
 Statistics of an image: `distance`, squared Mahalanobis distance of the last layer's features, which are whitened by
-their principal axes first (a Ledoit-Wolf covariance alone would blur directions of little variance); `residual`, negative
-log-likelihood less a robust line over the code length; `nll`; `worst_patch`, the largest negative log-likelihood of a
-patch; `middle`, the distance at the middle layer; `norm`, the length of the last layer's features. Distances stand for
-log-densities: of one Gaussian the one is a falling function of the other.
+their principal axes first (a Ledoit-Wolf covariance alone would blur directions of little variance); `residual`,
+negative log-likelihood less a robust line over the code length; `nll`; `worst_patch`, the largest negative
+log-likelihood of a patch; `middle`, the distance at the middle layer; `norm`, the length of the last layer's features.
+Distances stand for log-densities: of one Gaussian the one is a falling function of the other.
 
 J1 = -2 (ln p of `distance`, upper tail + ln p of `residual`, two-sided), with Brown's correction where the two
 correlate; J2 = the squared distance of all six's normal scores from their Gaussian.
