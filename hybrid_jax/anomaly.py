@@ -5,28 +5,25 @@
 Dimensions: n images, H W C image.
 """
 
-import hashlib
-import io
 import json
 import os
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from hybrid_jax import checksums, joint_score
-from hybrid_jax.anomaly_parts import code_length
+from hybrid_jax import checkpoint, checksums, joint_score
+from hybrid_jax.anomaly_parts import code_length, white_axes
+from hybrid_jax.array_files import DAMAGE, read_arrays, write_arrays
 from hybrid_jax.detection import auroc
 from hybrid_jax.distributed import is_first
 from hybrid_jax.errors import UserError
-from hybrid_jax.files import write_whole_bytes
 from hybrid_jax.joint_score import FEWEST_IMAGES, JointScore, Measures
 from hybrid_jax.outliers import SYNTHETIC
 
 FORMAT = 1
+AXES_IMAGES = 5_000  # training images
 _CHOICE_IMAGES = 250
 
 
@@ -50,7 +47,9 @@ def joined(parts: list[Measures]) -> Measures:
     return Measures(**whole)
 
 
-def fit(model, images: np.ndarray, seed: int, log: Callable[[str], None] = print) -> tuple[JointScore, dict]:
+def fit(
+    model, images: np.ndarray, seed: int, log: Callable[[str], None] = print, axes: dict[str, np.ndarray] | None = None
+) -> tuple[JointScore, dict]:
     """Fits the joint score, J1 or J2 by what tells synthetic outliers better.
 
     To choose, both are fitted on the first half of the images and told apart the second half from outliers made of it.
@@ -60,6 +59,7 @@ def fit(model, images: np.ndarray, seed: int, log: Callable[[str], None] = print
       images: (n, H, W, C) uint8 of the data, n >= 50, not trained on.
       seed: of the outliers.
       log: takes a line on what was chosen.
+      axes: of the features, as `joint_score.fit` takes them.
 
     Returns:
       The score, and how it was chosen: {kind: {outliers: AUROC}}.
@@ -70,7 +70,7 @@ def fit(model, images: np.ndarray, seed: int, log: Callable[[str], None] = print
     # In one pass, so that no further shape is compiled.
     found = model.measures(np.concatenate([images, *made]))
     measures, starts = found.take(np.s_[: len(images)]), range(len(images), len(found), len(source))
-    first, second = joint_score.fit(measures.take(np.s_[:half])), measures.take(np.s_[half:])
+    first, second = joint_score.fit(measures.take(np.s_[:half]), axes=axes), measures.take(np.s_[half:])
     outliers = {
         name: found.take(np.s_[start : start + len(source)]) for name, start in zip(SYNTHETIC, starts, strict=True)
     }
@@ -83,7 +83,7 @@ def fit(model, images: np.ndarray, seed: int, log: Callable[[str], None] = print
     told = ", ".join(f"{kind} {value:.3f}" for kind, value in mean.items())
     alone = "" if model.has_likelihood else "; without a likelihood J1 is the features' distance alone"
     log(f"anomaly score: {kind}, fitted on {len(images):,} images (AUROC on synthetic outliers: {told}){alone}")
-    return joint_score.fit(measures, kind), choice
+    return joint_score.fit(measures, kind, axes), choice
 
 
 def fitted(features, config, log: Callable[[str], None] = print) -> JointScore | None:
@@ -111,20 +111,37 @@ def _fitted(features, config, log: Callable[[str], None]) -> JointScore | None:
         return None
     if not held_out:
         log("anomaly score: no validation split, so fitted on training images, which the model knows: it is too strict")
-    score, choice = fit(features.model, images, config.seed, log)
+    score, choice = fit(features.model, images, config.seed, log, _axes(features))
     about = {"n": len(images), "split": "validation" if held_out else "train", "choice": choice}
+    about["n_axes"] = min(AXES_IMAGES, len(data.train.images))
     return JointScore(score.kind, score.arrays, about)
 
 
+def _axes(features) -> dict[str, np.ndarray]:
+    """Of the first training images, which are many: validation images are too few for directions of little variance."""
+    found = features.first("train", AXES_IMAGES)
+    names = zip(joint_score.LAYERS, features.model.measured_layers, strict=True)
+    return {name: white_axes(found[layer]) for name, layer in names}
+
+
 def save(workdir: str | os.PathLike, model, score: JointScore) -> None:
-    """Writes `anomaly/<step>.npz`, whole or not at all; of several processes the first does."""
-    about = {"format": FORMAT, "kind": score.kind, "parameters": fingerprint(model), "layers": model.measured_layers}
-    file, arrays = io.BytesIO(), {"about": np.array(json.dumps(about | score.about)), **score.arrays}
-    np.savez(file, **arrays)  # type: ignore[arg-type]
+    """Writes `anomaly/<step>.npz`, whole or not at all; of several processes the first does.
+
+    Those of checkpoints that are gone are removed.
+    """
+    about = {
+        "format": FORMAT,
+        "kind": score.kind,
+        "parameters": checksums.of_model(model),
+        "layers": model.measured_layers,
+    }
     path = path_of(workdir, model.step)
-    if is_first():
-        path.parent.mkdir(exist_ok=True)
-    write_whole_bytes(path, file.getvalue())
+    write_arrays(path, {"about": np.array(json.dumps(about | score.about)), **score.arrays})
+    checkpoints = checkpoint.directory(workdir)
+    if is_first() and checkpoints.is_dir():
+        for old in path.parent.glob("*.npz"):
+            if old != path and not (checkpoints / old.stem).is_dir():
+                old.unlink(missing_ok=True)
 
 
 def load(model) -> JointScore:
@@ -145,27 +162,15 @@ def find(model) -> JointScore | None:
     if path is None or not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            # Ours are stored as they are: what unpacks to more than the file holds is not.
-            if any(member.compress_type != zipfile.ZIP_STORED for member in file.zip.infolist()):
-                raise ValueError("compressed")
-            arrays = {name: file[name] for name in file.files}
+        arrays = read_arrays(path)
         about = json.loads(str(arrays.pop("about")))
         score = JointScore(about["kind"], arrays, about)
         score.check(model.has_likelihood)
-    except (OSError, ValueError, KeyError, TypeError, MemoryError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGE as error:
         raise UserError(f"{path}: is damaged ({type(error).__name__}); {_remedy(model)}") from error
-    if about.get("format") != FORMAT or about.get("parameters") != fingerprint(model):
+    if about.get("format") != FORMAT or about.get("parameters") != checksums.of_model(model):
         raise UserError(f"{path}: was fitted to other parameters than those of step {model.step}; {_remedy(model)}")
     return score
-
-
-def fingerprint(model) -> str:
-    """Returns a checksum of all a model computes with, 16 hex digits."""
-    digest = hashlib.sha256(json.dumps(checksums.checksums(model.params), sort_keys=True).encode())
-    if model.palette is not None:
-        digest.update(np.asarray(model.palette.colours, np.float32).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def path_of(workdir: str | os.PathLike, step: int) -> pathlib.Path:

@@ -15,6 +15,7 @@ import sklearn.covariance
 
 FOLDS = 10
 _TAIL = 0.05
+_ENOUGH = 10  # images a dimension, for a covariance without shrinkage
 _LINE_IMAGES = 2000
 _BYTE = 8 * math.log(2)  # nats
 
@@ -32,30 +33,53 @@ class Gaussian:
     whitening: np.ndarray
 
     @classmethod
-    def fit(cls, x: np.ndarray) -> "Gaussian":
-        """Fits (n, D) features, n >= 2."""
+    def fit(cls, x: np.ndarray, axes: np.ndarray | None = None) -> "Gaussian":
+        """Fits (n, D) features, n >= 2.
+
+        Args:
+          x: the features.
+          axes: (D, D), as `white_axes` gives them; the covariance is shrunk towards that of the features they were
+            found in, rather than towards a sphere, which would blur directions in which features hardly vary.
+        """
         x = np.asarray(x, np.float64)
         mean = x.mean(axis=0)
-        covariance, _ = sklearn.covariance.ledoit_wolf(x - mean, assume_centered=True)
-        values, vectors = scipy.linalg.eigh(covariance)
-        # Of features that are all constant nothing can be divided by.
-        floor = max(values[-1] * 1e-12, 1e-12)
-        return cls(mean, vectors / np.sqrt(np.maximum(values, floor)))
+        centred = x - mean if axes is None else (x - mean) @ axes
+        covariance, _ = sklearn.covariance.ledoit_wolf(centred, assume_centered=True)
+        whitening = _whitening(covariance)
+        return cls(mean, whitening if axes is None else axes @ whitening)
 
     def distance(self, x: np.ndarray) -> np.ndarray:
         """(n, D) -> (n,) float64, the squared Mahalanobis distance."""
         return np.sum(((x - self.mean) @ self.whitening) ** 2, axis=1)
 
 
-def held_out_distance(x: np.ndarray, folds: int = FOLDS) -> np.ndarray:
+def white_axes(x: np.ndarray) -> np.ndarray:
+    """Returns (D, D) float64, the principal axes of (n, D) features, each divided by the deviation along it.
+
+    Below ten images a dimension the covariance is Ledoit and Wolf's.
+    """
+    x = np.asarray(x, np.float64)
+    if len(x) < _ENOUGH * x.shape[1]:
+        return Gaussian.fit(x).whitening
+    return _whitening(np.atleast_2d(np.cov(x.T)))
+
+
+def _whitening(covariance: np.ndarray) -> np.ndarray:
+    values, vectors = scipy.linalg.eigh(covariance)
+    # Of features that are all constant nothing can be divided by.
+    floor = max(values[-1] * 1e-12, 1e-12)
+    return vectors / np.sqrt(np.maximum(values, floor))
+
+
+def held_out_distance(x: np.ndarray, axes: np.ndarray | None = None, folds: int = FOLDS) -> np.ndarray:
     """Returns each row's (n,) squared distance from a Gaussian fitted without its tenth of the (n, D) features.
 
-    Of the rows it was fitted on, a Gaussian gives distances that are too short.
+    Of the rows it was fitted on, a Gaussian gives distances that are too short. `axes` as in `Gaussian.fit`.
     """
     fold = np.arange(len(x)) % min(folds, len(x))
     found = np.empty(len(x))
     for i in range(fold.max() + 1):
-        found[fold == i] = Gaussian.fit(x[fold != i]).distance(x[fold == i])
+        found[fold == i] = Gaussian.fit(x[fold != i], axes).distance(x[fold == i])
     return found
 
 

@@ -44,6 +44,14 @@ def checksums(tree: Any) -> dict[str, str]:
     return {jax.tree_util.keystr(p): f"{int(a):08x}{int(b):08x}" for p, (a, b) in zip(paths, sums, strict=True)}
 
 
+def of_model(model) -> str:
+    """Returns a checksum of all that an `inference.Model` computes with, 16 hex digits."""
+    digest = hashlib.sha256(json.dumps(checksums(model.params), sort_keys=True).encode())
+    if model.palette is not None:
+        digest.update(model.palette.content())
+    return digest.hexdigest()[:16]
+
+
 def sealed(meta: dict[str, Any]) -> dict[str, Any]:
     """Returns `meta` with a checksum of itself, as `checksum`."""
     return meta | {"checksum": _digest(meta)}

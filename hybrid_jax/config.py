@@ -236,6 +236,9 @@ FIELDS: dict[str, Field] = {
         100_000, "images", "images of a split that evaluators see, drawn at random from a larger one", **_at_least(1)
     ),
     "eval.batch_size": Field(500, "images", "images per evaluation batch", **_at_least(1)),
+    "eval.cache_gib": Field(
+        1.0, "GiB", "features of the newest evaluated checkpoint that the workdir keeps; 0 = none", **_at_least(0)
+    ),
     "eval.report_samples": Field(16, "images", "samples that the report shows; 0 = none", **_at_least(0)),
     "eval.linear_probe.c_values": Field(
         (0.01, 0.1, 1.0, 10.0), "", "inverse L2 strengths tried on validation", **_POSITIVE

@@ -5,6 +5,8 @@ A score is higher where an image is more anomalous; an outlier is the positive c
 Dimensions: n images of the data, m outliers.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 TPR = 0.95
@@ -16,6 +18,49 @@ def auroc(inliers: np.ndarray, outliers: np.ndarray) -> float:
     below = np.searchsorted(ordered, outliers, "left")
     up_to = np.searchsorted(ordered, outliers, "right")
     return float(np.mean(below + up_to) / (2 * len(inliers)))
+
+
+def placements(inliers: np.ndarray, outliers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what each image adds to the AUROC, whose value is the mean of either.
+
+    Args:
+      inliers: (n,) scores.
+      outliers: (m,) scores.
+
+    Returns:
+      (n,) share of the outliers above each inlier, and (m,) share of the inliers below each outlier; ties count half.
+    """
+    below = _share_below(inliers, outliers)
+    return 1 - _share_below(outliers, inliers), below
+
+
+def _share_below(some: np.ndarray, x: np.ndarray) -> np.ndarray:
+    ordered = np.sort(some)
+    return (np.searchsorted(ordered, x, "left") + np.searchsorted(ordered, x, "right")) / (2 * len(ordered))
+
+
+def auroc_error(placed: Sequence[tuple[np.ndarray, np.ndarray]], made: Sequence[bool]) -> float | None:
+    """Returns the standard error, over images, of the mean of AUROCs that share their inliers.
+
+    DeLong, DeLong and Clarke-Pearson 1988 (Biometrics 44:837), whose covariance counts shared inliers once. An inlier
+    and the outliers made of it are no independent images but one cluster (Obuchowski 1997, Biometrics 53:567).
+
+    Args:
+      placed: of each AUROC, `placements` of the same (n,) inliers and its (m,) outliers.
+      made: of each, whether outlier i was made of inlier i; the others' outliers are images of their own.
+
+    Returns:
+      The error; None where there are fewer than two inliers or outliers.
+    """
+    n = len(placed[0][0])
+    if n < 2 or any(len(outliers) < 2 for _, outliers in placed):
+        return None
+    shared, variance = np.zeros(n), 0.0
+    for (inliers, outliers), of_inliers in zip(placed, made, strict=True):
+        own, m = (outliers - outliers.mean()) / len(outliers), len(outliers)
+        shared += (inliers - inliers.mean()) / n + (own if of_inliers else 0)
+        variance += 0.0 if of_inliers else m / (m - 1) * float(own @ own)
+    return float(np.sqrt(variance + n / (n - 1) * float(shared @ shared)) / len(placed))
 
 
 def average_precision(inliers: np.ndarray, outliers: np.ndarray) -> float:

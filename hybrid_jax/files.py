@@ -15,16 +15,11 @@ _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 def write_whole(path: pathlib.Path, text: str) -> None:
     """Writes a text beside its place and renames it; of several processes only the first does."""
-    write_whole_bytes(path, text.encode())
-
-
-def write_whole_bytes(path: pathlib.Path, content: bytes) -> None:
-    """Writes bytes as `write_whole` does a text."""
     if not is_first():
         return
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
+        temporary.write_bytes(text.encode())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

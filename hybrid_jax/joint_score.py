@@ -1,9 +1,10 @@
 """The joint anomaly scores J1 and J2: what features, likelihood and code length say together.
 
-Statistics of an image: `distance`, squared Mahalanobis distance of the last layer's features; `residual`, negative
-log-likelihood less a robust line over the code length; `nll`; `worst_patch`, the largest negative log-likelihood of a
-patch; `middle`, the distance at the middle layer; `norm`, the length of the last layer's features. Distances stand for
-log-densities: of one Gaussian the one is a falling function of the other.
+Statistics of an image: `distance`, squared Mahalanobis distance of the last layer's features, which are whitened by
+their principal axes first (a Ledoit-Wolf covariance alone would blur directions of little variance); `residual`,
+negative log-likelihood less a robust line over the code length; `nll`; `worst_patch`, the largest negative
+log-likelihood of a patch; `middle`, the distance at the middle layer; `norm`, the length of the last layer's features.
+Distances stand for log-densities: of one Gaussian the one is a falling function of the other.
 
 J1 = -2 (ln p of `distance`, upper tail + ln p of `residual`, two-sided), with Brown's correction where the two
 correlate; J2 = the squared distance of all six's normal scores from their Gaussian.
@@ -21,6 +22,7 @@ import scipy.stats
 from hybrid_jax.anomaly_parts import Gaussian, Tails, held_out_distance, robust_line
 
 KINDS = ("J1", "J2")
+LAYERS = ("middle", "last")
 CORRELATED = 0.3
 FEWEST_IMAGES = 50
 _FEATURE_STATISTICS = ("distance", "middle", "norm")
@@ -73,7 +75,7 @@ class JointScore:
         names = _LIKELIHOOD_STATISTICS * has_likelihood + _FEATURE_STATISTICS
         if self.kind not in KINDS or any(not np.isfinite(values).all() for values in self.arrays.values()):
             raise ValueError("no such score")
-        sizes = {"normal": len(names)} | {name: self.arrays[f"{name}/mean"].size for name in ("middle", "last")}
+        sizes = {"normal": len(names)} | {name: self.arrays[f"{name}/mean"].size for name in LAYERS}
         shapes: dict[str, tuple[int, ...]] = {f"{name}/mean": (size,) for name, size in sizes.items()}
         shapes |= {f"{name}/whitening": (size, size) for name, size in sizes.items()}
         shapes |= {f"tails/{name}": (self.arrays["tails/distance"].size,) for name in names} | {"brown": (2,)}
@@ -101,23 +103,28 @@ class JointScore:
         return _gaussian(self.arrays, name)
 
 
-def fit(measures: Measures, kind: str = "J1") -> JointScore:
+def fit(measures: Measures, kind: str = "J1", axes: dict[str, np.ndarray] | None = None) -> JointScore:
     """Fits both scores on images of the data that were not trained on.
 
     Args:
       measures: of n >= 50 images.
       kind: which of the two `score` gives.
+      axes: (D, D) of the layers `middle` and `last`, as `anomaly_parts.white_axes` finds them in training images.
 
     Returns:
       The score. Distances of the images it is fitted on are taken from Gaussians that did not see them.
     """
     arrays: dict[str, np.ndarray] = {}
-    for name in ("middle", "last"):
-        gaussian = Gaussian.fit(getattr(measures, name))
+    known: dict = axes or dict.fromkeys(LAYERS)
+    for name in LAYERS:
+        gaussian = Gaussian.fit(getattr(measures, name), known[name])
         arrays |= {f"{name}/mean": gaussian.mean, f"{name}/whitening": gaussian.whitening}
     if measures.nll is not None:
         arrays["line"] = robust_line(measures.code_length, measures.nll)
-    held_out = {"distance": held_out_distance(measures.last), "middle": held_out_distance(measures.middle)}
+    held_out = {
+        "distance": held_out_distance(measures.last, known["last"]),
+        "middle": held_out_distance(measures.middle, known["middle"]),
+    }
     parts = _parts(measures, arrays) | held_out
     arrays |= {f"tails/{name}": Tails.fit(values).values for name, values in parts.items()}
     arrays["brown"] = _brown(_log_ps(parts, arrays))

@@ -51,15 +51,17 @@ def _table(rows: list[dict], results: list[dict]) -> str:
     """AUROC of every score and pair, those of a model first, the best of each column in bold."""
     pairs = list(dict.fromkeys(row["pair"] for row in rows))
     table: dict[str, dict[str, float]] = {}
+    errors: dict[str, dict[str, float | None]] = {}
     for row in rows:
         table.setdefault(row["score"], {})[row["pair"]] = row["value"]
+        errors.setdefault(row["score"], {})[row["pair"]] = row.get("standard_error")
     trivial = {name: {row["pair"]: row["floor"][name] for row in rows} for name in rows[0]["floor"]}
     best = {pair: max(f"{scores[pair]:.3f}" for scores in (*table.values(), *trivial.values())) for pair in pairs}
     names = {MEAN: "mean", MEAN_AT_CHANCE: "mean where trivial statistics are at chance"}
     head = "".join(f"<th>{html.escape(names.get(text, text))}</th>" for text in ("score (AUROC)", *pairs))
-    lines = [_line(name, scores, best) for name, scores in _by_mean(table)]
+    lines = [_line(name, scores, best, errors[name]) for name, scores in _by_mean(table)]
     lines.append(f'<tr><td colspan="{len(pairs) + 1}"><small>without the model</small></td></tr>')
-    lines += [_line(name, scores, best) for name, scores in _by_mean(trivial)]
+    lines += [_line(name, scores, best, {}) for name, scores in _by_mean(trivial)]
     told = _caption(rows[0], results)
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(lines)}</table></div><p class="caption note">{told}</p>'
 
@@ -68,11 +70,12 @@ def _by_mean(table: dict[str, dict[str, float]]) -> list[tuple[str, dict[str, fl
     return sorted(table.items(), key=lambda item: -item[1][MEAN])
 
 
-def _line(name: str, scores: dict[str, float], best: dict[str, str]) -> str:
+def _line(name: str, scores: dict[str, float], best: dict[str, str], errors: dict[str, float | None]) -> str:
     cells = [f"<td>{html.escape(name)}</td>"]
     for pair, value in scores.items():
         text = f"{value:.3f}"
-        cells.append(f'<td class="tight">{f"<b>{text}</b>" if text == best[pair] else text}</td>')
+        error = f"<small>± {errors[pair]:.3f}</small>" if errors.get(pair) is not None else ""
+        cells.append(f'<td class="tight">{f"<b>{text}</b>" if text == best[pair] else text}{error}</td>')
     return f"<tr>{''.join(cells)}</tr>"
 
 
@@ -88,7 +91,8 @@ def _caption(first: dict, results: list[dict]) -> str:
         f"{means['ood_fpr95id']:.1%} of the outliers."
     )
     return html.escape(
-        f"How often a score puts an outlier above a test image: .5 is chance, 1 perfect; bold: the best of a column. "
+        "How often a score puts an outlier above a test image: .5 is chance, 1 perfect; bold: the best of a column; ±: "
+        "one standard error over images (DeLong et al. 1988; a test image and the outliers made of it count as one). "
         f"{first['n_id']:,} test images against at most as many outliers of each kind, protocol {first['protocol']}. "
         "Shuffled and rotated images have the mean, the deviation and the zeros of the images they were made of. Image "
         f"mean, deviation and share of zeros take the better direction of each column. {others}"

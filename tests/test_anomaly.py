@@ -49,7 +49,8 @@ def test_a_reloaded_workdir_scores_as_the_fit_did(run):
     found = model.anomaly_score(IMAGES)
     assert found.shape == (5,) and found.dtype == np.float32 and np.isfinite(found).all()
     data = sources.load(model.config)
-    fitted, _ = anomaly.fit(model, data.validation.images[:100], model.config.seed, lambda line: None)
+    model.config.eval.anomaly.num_images = 100
+    fitted = anomaly.fitted(FeatureStore(model, data), model.config, lambda line: None)
     # There on eight devices, here on one.
     np.testing.assert_allclose(fitted.score(model.measures(IMAGES)), found, rtol=1e-3)
     np.testing.assert_array_equal(hybrid_jax.load(run[0]).anomaly_score(IMAGES), found)
@@ -93,6 +94,15 @@ def test_damaged_statistics_are_told_in_one_line(copied, damage):
     with pytest.raises(UserError, match=r"10\.npz: is damaged .* --mode=eval") as error:
         hybrid_jax.load(copied).anomaly_score(IMAGES)
     assert "\n" not in str(error.value)
+
+
+def test_statistics_of_checkpoints_that_are_gone_are_removed(copied):
+    model = hybrid_jax.load(copied)
+    for step in (3, 5):
+        shutil.copy(copied / "anomaly" / "10.npz", copied / "anomaly" / f"{step}.npz")
+    assert (copied / "checkpoints" / "5").is_dir()
+    anomaly.save(copied, model, model.fitted_anomaly())
+    assert sorted(path.name for path in (copied / "anomaly").iterdir()) == ["10.npz", "5.npz"]
 
 
 @pytest.mark.slow

@@ -63,3 +63,45 @@ def test_a_perfect_score_gives_one_and_a_random_one_chance():
     assert detection.auroc(*chance) == pytest.approx(0.5, abs=0.01)
     assert detection.average_precision(*chance) == pytest.approx(1 / 3, abs=0.02)
     assert detection.fpr95(*chance) == pytest.approx(0.95, abs=0.01)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_placements_have_the_auroc_as_their_mean(name):
+    for found in detection.placements(*CASES[name]):
+        assert found.mean() == pytest.approx(detection.auroc(*CASES[name]), abs=1e-12)
+
+
+def delong(inliers, outliers):
+    """The variance as published, from the matrix of all comparisons."""
+    wins = (outliers[:, None] > inliers) + 0.5 * (outliers[:, None] == inliers)
+    return wins.mean(1).var(ddof=1) / len(outliers) + wins.mean(0).var(ddof=1) / len(inliers)
+
+
+@pytest.mark.parametrize("name", ["apart", "ties"])
+def test_the_error_of_one_auroc_is_delongs(name):
+    found = detection.auroc_error([detection.placements(*CASES[name])], [False])
+    assert found == pytest.approx(np.sqrt(delong(*CASES[name])), rel=1e-9)
+
+
+def test_the_error_of_a_mean_is_that_of_drawing_images_again():
+    rng = np.random.default_rng(1)
+    inliers = rng.normal(size=150)
+    made = [inliers + rng.normal(1, 0.5, 150), 0.7 * inliers + rng.normal(0.8, 0.5, 150)]
+    others = rng.normal(1, 2, 60)
+
+    def mean(rows, picked):
+        sets = [*(outliers[rows] for outliers in made), others[picked]]
+        return np.mean([detection.auroc(inliers[rows], outliers) for outliers in sets])
+
+    # Outliers made of an image are drawn with it.
+    drawn = [mean(rng.integers(0, 150, 150), rng.integers(0, 60, 60)) for _ in range(2000)]
+    placed = [detection.placements(inliers, outliers) for outliers in (*made, others)]
+    found = detection.auroc_error(placed, [True, True, False])
+    assert found == pytest.approx(np.std(drawn), rel=0.06)
+    # As if all were images of their own it would be another.
+    assert abs(detection.auroc_error(placed, [False] * 3) / found - 1) > 0.1
+
+
+def test_an_error_needs_two_images_of_each_kind():
+    assert detection.auroc_error([detection.placements(*CASES["few"])], [False]) is None
+    assert detection.auroc_error([detection.placements(np.arange(5.0), np.arange(5.0, 9))], [False]) == 0

@@ -51,6 +51,29 @@ def test_distances_of_the_fitted_images_are_those_of_new_ones():
     assert held_out == pytest.approx(Gaussian.fit(x).distance(new).mean(), rel=0.05) and seen < 0.97 * held_out
 
 
+def test_few_images_suffice_where_many_others_told_the_axes():
+    # Variances over six decades, as features have: shrunk towards a sphere the small ones are lost.
+    scales = np.geomspace(1, 1e-3, 40)
+    few, many, new = (
+        np.random.default_rng(seed).normal(size=(n, 40)) * scales for seed, n in enumerate((200, 4000, 500))
+    )
+    moved = new + 3 * scales * (np.arange(40) > 30)
+    alone, axes = Gaussian.fit(few), anomaly_parts.white_axes(many)
+    told = Gaussian.fit(few, axes)
+    np.testing.assert_allclose(np.cov((many @ axes).T), np.eye(40), atol=1e-8)
+    assert (
+        auroc(told.distance(new), told.distance(moved)) > 0.99 > 0.9 > auroc(alone.distance(new), alone.distance(moved))
+    )
+    held_out = anomaly_parts.held_out_distance(few, axes)
+    assert held_out.mean() == pytest.approx(told.distance(new).mean(), rel=0.05)
+
+
+def test_axes_of_fewer_images_than_dimensions_and_of_constant_features_are_finite():
+    rng = np.random.default_rng(0)
+    for x in (rng.normal(size=(20, 50)), np.c_[rng.normal(size=(600, 3)), np.ones((600, 2))], rng.normal(size=(30, 1))):
+        assert np.isfinite(Gaussian.fit(x[:15], anomaly_parts.white_axes(x)).distance(x)).all()
+
+
 def test_tails_are_the_distributions_own():
     tails = Tails.fit(np.random.default_rng(0).exponential(size=20_000))
     x = np.array([0.1, 1, 3, 6, 12])

@@ -113,7 +113,8 @@ def validated(model: Model, data, config) -> dict[str, float]:
     c = probe.middle(config.eval.linear_probe.c_values)
     limit = config.eval.linear_probe.max_iterations
     layers = (model.default_layer,)
-    found = {"linear_probe_accuracy": linear_probe.choice_score(features, labels, layers, c, limit)}
+    scores = linear_probe.choice_scores(features, labels, [layers], c, limit)
+    found = {"linear_probe_accuracy": scores[layers]}
     if model.has_likelihood:
         metric, unit = likelihood.unit_of(model.spec)
         found[metric] = -float(np.mean(model.log_prob(data.validation.images), dtype=np.float64)) / unit
@@ -123,12 +124,13 @@ def validated(model: Model, data, config) -> dict[str, float]:
 def _probe(features: FeatureStore, labels: dict[str, np.ndarray], config) -> Measured:
     settings = config.eval.linear_probe
     views = _views(features)
+    choice = probe.middle(settings.c_values), settings.max_iterations
     scores = {
-        (mask, layers): linear_probe.choice_score(
-            store, labels, layers, probe.middle(settings.c_values), settings.max_iterations
-        )
+        (mask, layers): score
         for mask, store in views.items()
-        for layers in _options(store, first=store is features)
+        for layers, score in linear_probe.choice_scores(
+            store, labels, _options(store, first=store is features), *choice
+        ).items()
     }
     mask, layers = max(scores, key=lambda option: scores[option])
     fitted = probe.of_layers(views[mask], labels, layers, settings)

@@ -1,6 +1,7 @@
 """Evaluators: each takes a checkpoint and a data set through one named protocol."""
 
 import pathlib
+import time
 from collections.abc import Callable
 
 from hybrid_jax.evaluators import (
@@ -37,6 +38,9 @@ EVALUATORS: dict[str, Evaluator] = {
 LONG = ("finetune",)
 
 
+_TOLD_SECONDS = 10
+
+
 def check(data, config) -> None:
     """Raises UserError at once for a setting that the data cannot serve, rather than after training."""
     if "knn" in config.eval.evaluators:
@@ -63,7 +67,8 @@ def evaluate(
       data: a data set with `train`, `validation`, `test` and `fingerprint`.
       config: resolved; only `eval` and `seed` are read.
       cache_dir: where floors that no checkpoint changes are kept; None computes them anew.
-      log: takes one line for every evaluator that is skipped, be it in part.
+      log: takes one line for every evaluator that is skipped, be it in part, and one on the seconds that each took,
+        where they are many; the first that reads features has theirs too.
       features: of the same model and data; the report can then use the same.
       between: called before each evaluator and on the way of long ones; may raise to end the evaluation.
 
@@ -76,9 +81,10 @@ def evaluate(
     """
     features = features or FeatureStore(model, data, config.eval.linear_probe.normed)
     floors = FloorCache(cache_dir)
-    results = []
+    results, seconds = [], {}
     for name in config.eval.evaluators:
         between()
+        started = time.monotonic()
         try:
             more = {"log": log, "between": between} if name in LONG else {}
             found = EVALUATORS[name](features, config, floors, **more)
@@ -86,4 +92,7 @@ def evaluate(
             found = reason.found
             log(f"{name}: {'partly ' if found else ''}skipped, {reason}")
         results += [{**row, "seed": config.seed} for row in found]
+        seconds[name] = time.monotonic() - started
+    if sum(seconds.values()) >= _TOLD_SECONDS:
+        log("  seconds: " + ", ".join(f"{name} {took:.0f}" for name, took in seconds.items()))
     return results

@@ -18,15 +18,15 @@ Dimensions: n images, D features, K classes.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
 import scipy.linalg
-import threadpoolctl
 
 from hybrid_jax.evaluators.features import FeatureStore, FloorCache, raw_pixels, raw_pixels_name, validation_row
 from hybrid_jax.evaluators.linear_probe import last_four, middle, split_labels, standardise
-from hybrid_jax.evaluators.logistic import Spectrum, fit_logistic
+from hybrid_jax.evaluators.logistic import Spectrum, fit_logistic, side_by_side
 
 PROTOCOL = "few-label-v1"
 RIDGE_PENALTY = 2.0**10
@@ -162,14 +162,16 @@ def measure(source: Source, labels: Parts, draws: list[np.ndarray], classify: Cl
     held["unlabelled"] = source("train", slice(None))
     # What classifiers learn from: everything but the test split's labels.
     known = {split: y for split, y in labels.items() if split != "test"}
-    hits, told = [], []
-    for rows in draws:
-        parts = {"train": source("train", rows), **held}
-        # Threads gain little on matrices of this size, and lose much where cores are shared.
-        with threadpoolctl.threadpool_limits(1, "blas"):
-            predicted, details = classify(parts, {**known, "train": known["train"][rows]})
-        hits.append(predicted == labels["test"])
-        told.append(details)
+
+    def one(rows: np.ndarray) -> tuple[np.ndarray, dict]:
+        predicted, details = classify(
+            {"train": source("train", rows), **held}, {**known, "train": known["train"][rows]}
+        )
+        return predicted == labels["test"], details
+
+    # Standardised copies of the splits that are predicted, and of the draw.
+    bytes_each = 8 * sum(values[:1].size * len(labels[s]) for s, values in held.items() if s != "unlabelled")
+    hits, told = zip(*side_by_side([functools.partial(one, rows) for rows in draws], bytes_each), strict=True)
     values, by_image = np.mean(hits, axis=1), np.mean(hits, axis=0)
     draws_variance = np.var(values, ddof=1) / len(values) if len(values) > 1 else 0.0
     more: dict[str, object] = {}

@@ -18,6 +18,8 @@ With `eval.linear_probe.normed` all three read the layers whose names end in `:n
 Dimensions: n images, D features, K classes.
 """
 
+import functools
+
 import numpy as np
 
 from hybrid_jax.evaluators.features import (
@@ -30,7 +32,7 @@ from hybrid_jax.evaluators.features import (
     standard_error,
     validation_row,
 )
-from hybrid_jax.evaluators.logistic import Spectrum, fit_logistic
+from hybrid_jax.evaluators.logistic import Spectrum, fit_bytes, fit_logistic, side_by_side
 from hybrid_jax.evaluators.probe import FittedProbe, fit, grid_of, middle, moments, of_layers, of_pixels
 from hybrid_jax.models.hybrid import NORMED
 
@@ -82,18 +84,35 @@ def layer_scores(
     features: FeatureStore, labels: dict[str, np.ndarray], c: float, max_iterations: int
 ) -> dict[str, float]:
     """Returns {layer: validation accuracy of its probe}, as the best layer is chosen; see the protocol above."""
-    return {name: choice_score(features, labels, (name,), c, max_iterations) for name in candidates(features)}
+    names = candidates(features)
+    scores = choice_scores(features, labels, [(name,) for name in names], c, max_iterations)
+    return {name: scores[name,] for name in names}
 
 
-def choice_score(
-    features: FeatureStore, labels: dict[str, np.ndarray], layers: tuple[str, ...], c: float, max_iterations: int
-) -> float:
-    """Returns the validation accuracy of the probe on layers side by side, from at most 5,000 training images."""
+def choice_scores(
+    features: FeatureStore,
+    labels: dict[str, np.ndarray],
+    options: list[tuple[str, ...]],
+    c: float,
+    max_iterations: int,
+) -> dict[tuple[str, ...], float]:
+    """Returns {layers: validation accuracy of the probe on them side by side, from at most 5,000 training images}."""
     y = labels["train"][:LAYER_CHOICE_IMAGES]
-    part = lambda split, rows: np.concatenate([features.layers(split)[name][:rows] for name in layers], axis=1)
-    x = standardise({"train": part("train", LAYER_CHOICE_IMAGES), "validation": part("validation", None)})
-    fitted = fit_logistic(x["train"], y, c, Spectrum.of(x["train"]), max_iterations)
-    return float(np.mean(fitted.predict(x["validation"]) == labels["validation"]))
+    known, held_out = features.layers("train"), features.layers("validation")
+
+    def score(layers: tuple[str, ...]) -> float:
+        parts = {
+            "train": np.concatenate([known[name][:LAYER_CHOICE_IMAGES] for name in layers], axis=1),
+            "validation": np.concatenate([held_out[name] for name in layers], axis=1),
+        }
+        x = standardise(parts)
+        fitted = fit_logistic(x["train"], y, c, Spectrum.of(x["train"]), max_iterations)
+        return float(np.mean(fitted.predict(x["validation"]) == labels["validation"]))
+
+    width = max(sum(known[name].shape[1] for name in layers) for layers in options)
+    bytes_each = fit_bytes(y, y) + 4 * width * (len(y) + len(labels["validation"]))
+    found = side_by_side([functools.partial(score, layers) for layers in options], bytes_each)
+    return dict(zip(options, found, strict=True))
 
 
 def candidates(features: FeatureStore) -> list[str]:

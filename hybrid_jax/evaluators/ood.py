@@ -2,9 +2,10 @@
 
 The outlier is the positive case. Each score, fitted on the training and validation splits alone, is given to the
 first `eval.ood.num_images` test images and to as many outliers of each kind (`ood_pairs`). Rows of one score hold, pair
-by pair and as a mean over pairs, AUROC, average precision (`ood_aupr`) and FPR95 in both conventions (`positive` says
-whose 95 % are found). The floors are the trivial scores of `ood_scores` on the same images; image mean, deviation and
-share of zeros may take the better direction of each pair, which favours them.
+by pair and as a mean over pairs, AUROC with its `standard_error` over images (`detection.auroc_error`), average
+precision (`ood_aupr`) and FPR95 in both conventions (`positive` says whose 95 % are found). The floors are the trivial
+scores of `ood_scores` on the same images; image mean, deviation and share of zeros may take the better direction of
+each pair, which favours them.
 
 Dimensions: n test images, m outliers.
 """
@@ -14,9 +15,9 @@ import dataclasses
 import numpy as np
 
 from hybrid_jax import anomaly
-from hybrid_jax.detection import auroc, average_precision, fpr95, fpr95_of_inliers
+from hybrid_jax.detection import auroc, auroc_error, average_precision, fpr95, fpr95_of_inliers, placements
 from hybrid_jax.evaluators.features import FeatureStore, FloorCache, Skipped, require_split
-from hybrid_jax.evaluators.ood_pairs import AT_CHANCE, DIGIT_SETS, digits, outliers
+from hybrid_jax.evaluators.ood_pairs import AT_CHANCE, DIGIT_SETS, MADE, digits, outliers
 from hybrid_jax.evaluators.ood_scores import FIT_IMAGES, NEIGHBOUR, UNDIRECTED, Scores
 
 PROTOCOL = "ood-v1"
@@ -113,6 +114,7 @@ def _rows(outcome: Outcome, names: list[str], metric: str, positive: str, functi
                 "metric": metric,
                 "variant": f"{score}, {group}{side}",
                 "value": mean.pop(score),
+                **({"standard_error": _error(outcome, score, pairs)} if function is auroc else {}),
                 "n": n_id,
                 "n_id": n_id,
                 "n_ood": n_ood,
@@ -128,6 +130,11 @@ def _rows(outcome: Outcome, names: list[str], metric: str, positive: str, functi
                 "detail": metric != "ood_auroc" or group != MEAN,
             })  # fmt: skip
     return rows
+
+
+def _error(outcome: Outcome, score: str, pairs: list[str]) -> float | None:
+    found = [placements(outcome.inliers[score], outcome.pairs[pair][score]) for pair in pairs]
+    return auroc_error(found, [pair in MADE for pair in pairs])
 
 
 def _value(function, score: str, inliers: np.ndarray, found: np.ndarray) -> float:

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from hybrid_jax.evaluators.features import FeatureStore, raw_pixels
-from hybrid_jax.evaluators.logistic import LogisticRegression, Spectrum, fit_logistic
+from hybrid_jax.evaluators.logistic import LogisticRegression, Spectrum, fit_logistic, fit_logistic_each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ def fit(parts: dict[str, np.ndarray], labels: dict[str, np.ndarray], c_values, m
     x = {split: ((parts[split] - mean) / deviation).astype(np.float32) for split in seen}
     spectrum = Spectrum.of(x["train"])
     tried = sorted(c_values) if "validation" in x else [middle(c_values)]
-    fits = [fit_logistic(x["train"], labels["train"], c, spectrum, max_iterations) for c in tried]
+    fits = fit_logistic_each(x["train"], labels["train"], tried, spectrum, max_iterations)
     if "validation" not in x:
         return FittedProbe(mean, deviation, fits[0], fits[0], float(tried[0]), len(x["train"]), None)
     scores = [np.mean(fitted.predict(x["validation"]) == labels["validation"]) for fitted in fits]

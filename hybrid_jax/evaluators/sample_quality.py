@@ -16,7 +16,6 @@ Only the stand-ins, the threshold of near copies and the classification score re
 """
 
 import functools
-import hashlib
 from collections.abc import Callable
 
 import numpy as np
@@ -142,6 +141,5 @@ def _tokens(model) -> dict[str, str]:
     """What stand-ins depend on beside the data."""
     found = {"spec": repr(model.spec)}
     if model.palette is not None:
-        colours = np.asarray(model.palette.colours, np.float32)
-        found["palette"] = hashlib.sha256(colours.tobytes()).hexdigest()
+        found["palette"] = model.palette.digest()
     return found

@@ -4,6 +4,7 @@ Dimensions: B batch, H W C image, N patches, S tokens per patch, V vocabulary, K
 """
 
 import dataclasses
+import hashlib
 import math
 from typing import Any
 
@@ -91,6 +92,14 @@ class Palette(flax.struct.PyTreeNode):
         """
         colours = np.asarray(colours, np.float32)
         return cls(colours, _nearest_colours((colours.astype(np.float64) + 1) * 127.5).astype(np.uint16))
+
+    def content(self) -> bytes:
+        """Returns what tells palettes apart."""
+        return np.asarray(self.colours, np.float32).tobytes()
+
+    def digest(self) -> str:
+        """Returns 64 hex digits of `content`."""
+        return hashlib.sha256(self.content()).hexdigest()
 
 
 def _nearest_colours(colours: np.ndarray) -> np.ndarray:

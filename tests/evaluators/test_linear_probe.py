@@ -1,6 +1,8 @@
 """The linear probe against scikit-learn on real digits, and the rules of its protocol."""
 
+import functools
 import json
+import time
 
 import digit_data
 import numpy as np
@@ -12,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from hybrid_jax import evaluators
 from hybrid_jax.config import default_config
-from hybrid_jax.evaluators import linear_probe, probe
+from hybrid_jax.evaluators import linear_probe, logistic, probe
 from hybrid_jax.evaluators.features import FeatureStore, FloorCache, Skipped, raw_pixels, raw_pixels_name
 from hybrid_jax.evaluators.logistic import Spectrum, fit_logistic
 
@@ -71,6 +73,33 @@ def test_the_fit_is_scikit_learns_optimum():
         atol=2e-3,
     )
     assert np.array_equal(fitted.predict(x["test"]), reference.predict(parts["test"]))
+
+
+def test_fits_side_by_side_are_those_one_after_the_other_to_the_last_bit():
+    rng = np.random.default_rng(0)
+    x, y, grid = rng.normal(size=(2000, 30)).astype(np.float32), rng.integers(0, 4, 2000), (0.01, 0.1, 1.0, 10.0)
+    spectrum = Spectrum.of(x)
+    for fitted, c in zip(logistic.fit_logistic_each(x, y, grid, spectrum, 50), grid, strict=True):
+        alone = fit_logistic(x, y, c, spectrum, 50)
+        np.testing.assert_array_equal(fitted.weights, alone.weights)
+        np.testing.assert_array_equal(fitted.bias, alone.bias)
+
+
+def test_no_more_run_at_once_than_memory_holds(monkeypatch):
+    running, most = [], []
+
+    def task(i):
+        running.append(i)
+        most.append(len(running))
+        time.sleep(0.01)
+        running.remove(i)
+        return i
+
+    monkeypatch.setattr(logistic, "_cores", lambda: 8)
+    for bytes_each, allowed in ((2**30, 1), (2**29, 2), (2**40, 1), (0, 6)):
+        tasks = [functools.partial(task, i) for i in range(6)]
+        assert logistic.side_by_side(tasks, bytes_each) == list(range(6)) and max(most) <= allowed
+        most.clear()
 
 
 def test_badly_scaled_features_converge_within_the_default_limit():

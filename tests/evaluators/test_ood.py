@@ -104,6 +104,9 @@ class Network:
     def embed(self, images, layer=None):
         return self.f(images).astype(np.float32)
 
+    def features(self, images):
+        return {"encoder/1": self.embed(images), "encoder": self.embed(images)}
+
     def untrained(self, seed):
         return Network(lambda images: np.random.default_rng(seed).normal(size=(len(images), 6)))
 
@@ -153,6 +156,14 @@ def test_every_score_has_a_row_for_every_metric_and_pair(rows):
     row = rows["ood_aupr", "ood", "Mahalanobis", "held-out classes"]
     assert (row["n_id"], row["n_ood"], row["n"]) == (80, 40, 80) and row["detail"]
     assert {row["protocol"] for row in rows.values()} == {"ood-v1"} and json.dumps(list(rows.values()))
+
+
+def test_every_auroc_has_a_standard_error(rows):
+    for (metric, _, _, pair), row in rows.items():
+        assert ("standard_error" in row) == (metric == "ood_auroc")
+        if metric == "ood_auroc":
+            assert 0 <= row["standard_error"] < 0.1
+            assert row["standard_error"] > 0 or row["value"] in (0, 1) or pair in ood_pairs.MADE
 
 
 def test_means_are_over_the_pairs_named(rows):
