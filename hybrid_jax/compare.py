@@ -99,12 +99,11 @@ class Comparison:
         order = [b for b in (arms_lib.GENERATIVE, arms_lib.CONTRASTIVE, arms_lib.HYBRID) if b in wanted]
         if self._config.compare.trials == 1:
             return {base: {} for base in order}
-        tasks = [self._try(base, k, settings) for base in order for k, settings in self._settings(base)]
-        found = self._do(tasks, "try")
         tuned: dict[str, Overrides] = {}
         best = None
         for base in order:
-            tries = [record for record in found if record["base"] == base]
+            settings = arms_lib.trials(Arm(base, base), self._config, tuned.get(arms_lib.GENERATIVE, {}))
+            tries = self._do([self._try(base, k, each) for k, each in enumerate(settings)], f"{base}, try")
             chosen = _choose(base, tries, best)
             best = _likelihood(chosen) if base == arms_lib.GENERATIVE else best
             tuned[base] = chosen["settings"]
@@ -132,9 +131,6 @@ class Comparison:
             return measured
         return known["measured"]
 
-    def _settings(self, base: str) -> list[tuple[int, Overrides]]:
-        return list(enumerate(arms_lib.trials(Arm(base, base), self._config)))
-
     def _try(self, base: str, k: int, settings: Overrides) -> Task:
         arm = Arm(base, base)
         config = arms_lib.trial_config(arm, self._config, settings)
@@ -145,7 +141,7 @@ class Comparison:
                 [{"metric": name, "value": value, "split": "validation"} for name, value in found.items()], {}
             )
 
-        return Task(f"{base}-{k}", "tries", arm, config, {"base": base, "settings": settings}, measure)
+        return Task(f"{base}-{k}", "tries", arm, config, {"settings": settings}, measure)
 
     def _run(self, arm: Arm, seed: int, tuned: dict[str, Overrides]) -> Task:
         config = arms_lib.config_of(arm, self._config, tuned[arm.base], seed)

@@ -126,15 +126,21 @@ def config_of(arm: Arm, base: ml_collections.ConfigDict, tuned: Overrides, seed:
     return config
 
 
-def trials(arm: Arm, base: ml_collections.ConfigDict) -> list[Overrides]:
+def trials(arm: Arm, base: ml_collections.ConfigDict, of_generative: Overrides) -> list[Overrides]:
     """Returns the settings that tuning tries for an arm, the config's own first.
 
-    The pure arms try learning rate and weight decay; the hybrid spends its share on the contrastive weight.
+    The pure arms try learning rate and weight decay. The hybrid takes these from the generative arm, whose loss it has
+    at full weight, and spends its own share on the contrastive weight.
+
+    Args:
+      arm: whose tries these are.
+      base: of the hybrid.
+      of_generative: what tuning chose for the generative arm; empty where that is not compared.
     """
     count = base.compare.trials
     if arm.base == HYBRID:
         weight = base.objective.contrastive_weight
-        return [{"objective.contrastive_weight": _rounded(weight * factor)} for factor in _WEIGHTS[:count]]
+        return [{**of_generative, "objective.contrastive_weight": _rounded(weight * f)} for f in _WEIGHTS[:count]]
     rate, decay = base.optimizer.learning_rate, base.optimizer.weight_decay
     return [
         {"optimizer.learning_rate": _rounded(rate * one), "optimizer.weight_decay": _rounded(decay * two)}

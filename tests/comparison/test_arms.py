@@ -75,10 +75,13 @@ def test_a_pure_config_cannot_be_compared():
 
 def test_every_arm_is_tuned_by_the_same_number_of_tries():
     base = tiny.get_config()
-    tries = {name: arms.trials(arms.parse(name)[0], base) for name in ("generative", "contrastive", "hybrid")}
+    names = ("generative", "contrastive", "hybrid")
+    tries = {name: arms.trials(arms.parse(name)[0], base, {}) for name in names}
     assert {len(found) for found in tries.values()} == {base.compare.trials}
     assert tries["hybrid"][0] == {"objective.contrastive_weight": base.objective.contrastive_weight}
     first = {"optimizer.learning_rate": base.optimizer.learning_rate, "optimizer.weight_decay": 0.05}
     assert tries["generative"][0] == tries["contrastive"][0] == first
+    taken = arms.trials(arms.parse("hybrid")[0], base, {"optimizer.learning_rate": 0.1})
+    assert {each["optimizer.learning_rate"] for each in taken} == {0.1}
     config = arms.trial_config(arms.parse("hybrid")[0], base, tries["hybrid"][1])
     assert (config.seed, config.train.total_steps) == (arms.TUNING_SEED, 2)
