@@ -143,7 +143,7 @@ def _judged(result: dict) -> str:
         "C1 that the contrastive arm be more discriminative; otherwise there is nothing to keep, and the verdict says "
         "so.",
         f"Before, each arm was tuned with {tries} tries of {share:.0%} of the steps, on validation images and a seed "
-        f"that is not judged: the pure arms over learning rate and weight decay, the hybrid, which takes these from the "
+        "that is not judged: the pure arms over learning rate and weight decay, the hybrid, which takes these from the "
         f"generative arm, over the weight of its contrastive loss. Chosen: {told}."
         if tries > 1
         else "No arm was tuned: all have the learning rate and weights of the config.",
