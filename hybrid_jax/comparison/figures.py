@@ -21,8 +21,8 @@ def claims(rows: list[dict]) -> tuple[str, str]:
     """
     drawn = [row for row in rows if row["estimate"] is not None]
     figure, axes = new_figure(8.6, 0.9 + 0.42 * len(drawn))
-    ends = ("estimate", "lower", "upper")
-    reach = [_in_margins(row, row[end]) for row in drawn for end in ends if row[end] is not None]
+    limits = ("estimate", "lower", "upper")
+    reach = [_in_margins(row, row[key]) for row in drawn for key in limits if row[key] is not None]
     low, high = min([-2.0, *reach]) - 0.3, max([1.0, *reach]) + 0.3
     axes.axvspan(low, -1, color="#f6dedc", zorder=0)
     axes.axvline(0, color=DARK, linewidth=1)
