@@ -22,6 +22,7 @@ from benchmarks.command_line import CONFIG
 TRIES = flags.DEFINE_string("tries", None, "File of tries, one a line.", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where runs and results are kept.", required=True)
 TERAFLOP = flags.DEFINE_float("teraflop", 16.0, "Computation of each try, 10^12 operations.", lower_bound=1e-6)
+EVALUATORS = flags.DEFINE_list("evaluators", ["linear_probe", "few_label", "knn", "likelihood"], "What judges a try.")
 PROBE_IMAGES = flags.DEFINE_integer("probe_images", 20_000, "Labelled training images of the probes.", lower_bound=10)
 
 
@@ -86,12 +87,12 @@ def gradients(workdir: pathlib.Path) -> dict:
 
 
 def judge(workdir: pathlib.Path) -> dict:
-    """Returns probes, k-NN and likelihood on the validation split, trained on the first labelled images."""
+    """Returns what the evaluators say of the validation split; probes learn from the first labelled images."""
     from hybrid_jax import evaluators, loading
     from hybrid_jax.data import sources
 
     model = loading.load(workdir, None)
-    model.config.eval.evaluators = ("linear_probe", "few_label", "knn", "likelihood")
+    model.config.eval.evaluators = tuple(EVALUATORS.value)
     data = sources.load(model.config)
     train = dataclasses.replace(
         data.train, images=data.train.images[: PROBE_IMAGES.value], labels=data.train.labels[: PROBE_IMAGES.value]
@@ -100,9 +101,11 @@ def judge(workdir: pathlib.Path) -> dict:
     data = dataclasses.replace(data, train=train, test=data.validation, validation=None, fingerprint=fingerprint)
     found = {}
     for row in evaluators.evaluate(model, data, model.config, pathlib.Path(WORKDIR.value)):
+        if row.get("detail"):
+            continue
         label = " ".join(filter(None, (row["metric"], row.get("variant"))))
         found[label] = round(row["value"], 4)
-        found |= {f"{label} of {floor}": round(value, 4) for floor, value in row["floor"].items()}
+        found |= {f"{label} of {floor}": round(value, 4) for floor, value in row.get("floor", {}).items()}
     return found
 
 
