@@ -115,7 +115,7 @@ def test_each_field_of_a_started_run_may_change_or_not_as_documented(name):
     old, new = config_lib.default_config(), config_lib.default_config()
     value = _another_value(config_lib.FIELDS[name])
     new.update_from_flattened_dict({name: value})
-    sections = ("mesh", "log", "eval", "checkpoint")
+    sections = ("mesh", "log", "eval", "checkpoint", "compare")
     fields = ("train.total_steps", "data.path", "data.cache", "data.memory_gib")
     may = name.partition(".")[0] in sections or name in fields
     refused = (

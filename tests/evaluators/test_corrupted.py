@@ -61,8 +61,8 @@ def test_floors_are_kept_and_the_probe_is_fitted_once(found, monkeypatch):
     monkeypatch.setattr(probe, "fit_logistic", lambda *a, **k: fits.append(1) or fit(*a, **k))
     model = PixelModel()
     assert evaluators.evaluate(model, digits(), config(), directory) == rows
-    # The default layer and the last four, each on training images and again on all.
-    assert model.embedded == 30 * 60 and len(fits) == 2 * 2
+    # The default layer and the last four: of each the last fit, on all labels.
+    assert model.embedded == 30 * 60 and len(fits) == 2
 
 
 def test_what_the_data_lacks_is_said_in_one_line():
