@@ -9,8 +9,9 @@ _PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 # What the client takes of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
 PREALLOCATED = 0.75
 CANNOT_TELL = (
-    "not proven for GPUs: the compiler chooses kernels without timing them, so memory may differ there; cuDNN's attention "
-    "is named in the program, but built only on a GPU; NCCL's own buffers, time and what crosses hosts are not counted"
+    "not proven for GPUs: the compiler chooses kernels without timing them, so memory may differ there; cuDNN's "
+    "attention is named in the program, but built only on a GPU; NCCL's buffers, time and what crosses hosts are not "
+    "counted"
 )
 
 
