@@ -170,9 +170,9 @@ def advice(report: dict[str, Any], config, slice_devices: int) -> list[str]:
 def describe(report: dict[str, Any]) -> list[str]:
     """Returns the lines that are printed."""
     mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items())
-    parts = f"{report['hosts']} host(s)" if "hosts" in report else f"{report['slices']} slice(s)"
+    grouped = f"{report['hosts']} host(s)" if "hosts" in report else f"{report['slices']} slice(s)"
     lines = [
-        f"devices      {report['devices']:,} in {parts}, mesh {mesh}",
+        f"devices      {report['devices']:,} in {grouped}, mesh {mesh}",
         f"model        {report['parameters']:,} parameters, {report['flops']:.4g} FLOPs a step (analytical)",
         f"memory       {report['verdict']}",
     ]
