@@ -120,6 +120,6 @@ def notes(report: dict) -> list[str]:
     if report["attention"] == "plain":
         lines.append(
             "attention: as plain matrix products, with scores in memory; cuDNN's needs model.attention='auto', "
-            "model.dtype='bfloat16', at most 128 features a head, a multiple of 8, and here too the package nvidia-cudnn"
+            "model.dtype='bfloat16', at most 128 features a head, a multiple of 8, and here too package nvidia-cudnn"
         )
     return lines
