@@ -89,7 +89,18 @@ def test_cudnn_is_used_where_it_accepts(shape, dtype, installed, form, monkeypat
     assert on("gpu").form(jax.ShapeDtypeStruct(shape, dtype)) == form
 
 
-@pytest.mark.parametrize("looped", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("causal", [True, False])
+def test_on_a_mesh_each_device_computes_its_own_images(causal, mesh_of, monkeypatch):
+    monkeypatch.setattr(attention.Attention, "form", lambda self, query: "splash")
+    given = heads(50, 8, batch=4)
+    found = both(attention.Attention(mesh_of(4, 2), interpret=True), causal)(*given)
+    for one, wanted in zip(found, both(attention.plain, causal)(*given), strict=True):
+        np.testing.assert_allclose(one, wanted, rtol=1e-4, atol=1e-5)
+    assert len(found[0].sharding.device_set) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("looped", [False, True])
 def test_a_model_with_the_kernel_gives_the_plain_models_loss_and_gradients(looped, tiny_config, mesh_of, monkeypatch):
     config = tiny_config(model__remat=looped, model__scan_layers=looped)
     chosen = attention.Attention(mesh_of(4, 2), interpret=True)
