@@ -24,7 +24,7 @@ from hybrid_jax.topology import parse_topology
 # Below this share left free, the next change of shapes or versions may not fit.
 _NARROW = 0.1
 _ATTENTION = {
-    "splash": "a kernel (splash) for sequences of 512 and more: their scores stay out of HBM",
+    "splash": "a kernel (splash) for long sequences: their scores stay out of HBM",
     "cudnn": "cuDNN's flash attention: scores stay out of memory",
     "plain": "plain matrix products, scores in memory",
 }
