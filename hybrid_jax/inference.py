@@ -54,7 +54,7 @@ class Model:
         self.config, self.params, self.palette, self.step = config, params, palette, step
         self._mesh = mesh
         self._compiled: dict[str, Callable] = {}
-        attend = attention.choose(config.model.attention, mesh)
+        attend = attention.choose(config.model.attention, mesh or attention.default_device())
         constrain = {} if mesh is None else {"constrain": sharding.constrain_batch(mesh)}
         self._module = hybrid.build_model(config, attend=attend, **constrain)
         self._generator = Generator(self._module, mesh)

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -135,6 +136,8 @@ class Attention:
                 return cudnn(query, key, value, causal)
             return splash(query, key, value, causal, self.interpret)
 
+        if self.mesh.size == 1:
+            return local(query, key, value)
         # The partitioner cannot look into a kernel: each device calls it on its own part of the batch.
         cut = P(self.mesh.axis_names)
         mapped = jax.shard_map(local, mesh=self.mesh, in_specs=(cut,) * 3, out_specs=cut, check_vma=False)
@@ -146,6 +149,11 @@ def choose(setting: str, mesh: Mesh | None) -> Attend:
 
     Args:
       setting: `model.attention`.
-      mesh: of the program's devices; None where they are not known when it is traced, and for one device.
+      mesh: of the program's devices; None where they are not known when it is traced.
     """
     return plain if mesh is None or setting == "plain" else Attention(mesh)
+
+
+def default_device() -> Mesh:
+    """Returns the mesh of the device that a program without a mesh runs on."""
+    return Mesh(np.array(jax.devices()[:1]), ("data",))

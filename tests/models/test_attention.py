@@ -97,6 +97,8 @@ def test_on_a_mesh_each_device_computes_its_own_images(causal, mesh_of, monkeypa
     for one, wanted in zip(found, both(attention.plain, causal)(*given), strict=True):
         np.testing.assert_allclose(one, wanted, rtol=1e-4, atol=1e-5)
     assert len(found[0].sharding.device_set) == 4
+    alone = jax.make_jaxpr(lambda *x: attention.Attention(attention.default_device(), interpret=True)(*x, causal))
+    assert "shard_map" not in str(alone(*given[:3])) and "pallas_call" in str(alone(*given[:3]))
 
 
 @pytest.mark.slow
