@@ -58,6 +58,8 @@ setup(
         "gcp": ["gcsfs>=2026.4"],
         "tpu": ["jax[tpu]>=0.10.0"],
         "cuda": ["jax[cuda13]>=0.10.0"],
+        # The compiler without CUDA's libraries, for machines without a GPU; cuDNN says which attention it would run.
+        "gpu_aot": ["jax-cuda13-plugin>=0.10.0", "nvidia-cudnn-cu13>=9.10"],
     },
     entry_points={"console_scripts": ["hybrid-jax=hybrid_jax.main:main"]},
     classifiers=[

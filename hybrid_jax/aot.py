@@ -1,13 +1,11 @@
-"""Mode `compile`: compiles the real train step for TPUs that are not here, and tells whether it fits.
+"""Mode `compile`: compiles the real train step for TPUs or GPUs that are not here, and tells whether it fits.
 
 Nothing runs: what is proven is that the compiler accepts the step, how much memory it plans and how the devices
 communicate; not speed, not numbers.
 """
 
 import dataclasses
-import importlib.util
 import json
-import math
 import os
 import pathlib
 import re
@@ -18,58 +16,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from hybrid_jax import config as config_lib
+from hybrid_jax import gpu_targets
 from hybrid_jax.errors import CompilerError, UserError
-from hybrid_jax.roofline import CHIPS, GIB
+from hybrid_jax.roofline import GIB
+from hybrid_jax.topology import parse_topology
 
-_EXAMPLES = "for example v5e:16x16, v5e:16x16x2 (two slices), v5p:8x8x16"
 # Below this share left free, the next change of shapes or versions may not fit.
 _NARROW = 0.1
-
-
-@dataclasses.dataclass(frozen=True)
-class Topology:
-    """A slice of TPUs, or several.
-
-    Attributes:
-      generation: a key of `roofline.CHIPS`.
-      shape: chips along each axis of one slice; two axes for v5e and v6e, three for the others.
-      slices: connected by the data centre's network.
-    """
-
-    generation: str
-    shape: tuple[int, ...]
-    slices: int
-
-    @property
-    def devices(self) -> int:
-        """Devices as JAX counts them."""
-        return math.prod(self.shape) * self.slices * CHIPS[self.generation].devices
-
-
-def parse_topology(text: str | None) -> Topology:
-    """Reads `v5e:16x16` or `v5e:16x16x2`, two such slices.
-
-    Raises:
-      UserError: an unknown generation, or a shape that it does not have.
-    """
-    if not text:
-        raise UserError(f"--topology is missing: which TPUs to compile for, {_EXAMPLES}")
-    generation, _, shape = text.partition(":")
-    if generation not in CHIPS:
-        near = config_lib.nearest(generation, CHIPS)
-        raise UserError(f"--topology={text}: the part before ':' must be one of {', '.join(CHIPS)}{near}")
-    chip = CHIPS[generation]
-    axes = "x".join("ABC"[: chip.dimensions])
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or shape.count("x") + 1 - chip.dimensions not in (0, 1):
-        raise UserError(f"--topology={text}: must be {generation}:{axes} chips, or {generation}:{axes}xN for N slices")
-    sizes = [int(size) for size in shape.split("x")]
-    one, slices = tuple(sizes[: chip.dimensions]), math.prod(sizes[chip.dimensions :])
-    # A longer side of a flat torus would end the compiler's process.
-    if math.prod(one) > chip.max_chips or (chip.dimensions == 2 and max(one) > 16):
-        limit = "16x16" if chip.dimensions == 2 else f"{chip.max_chips:,} chips"
-        raise UserError(f"--topology={text}: a {generation} slice has at most {limit}; add slices as {axes}xN")
-    return Topology(generation, one, slices)
+_ATTENTION = {
+    "splash": "a kernel (splash) for long sequences: their scores stay out of HBM",
+    "cudnn": "cuDNN's flash attention: scores stay out of memory",
+    "plain": "plain matrix products, scores in memory",
+}
 
 
 def compile_for(topology: str | None, config, workdir: str | os.PathLike, log: Callable[[str], None]) -> dict[str, Any]:
@@ -85,12 +43,11 @@ def compile_for(topology: str | None, config, workdir: str | os.PathLike, log: C
       What `compile.json` holds: bytes of one device, FLOPs of a step on all of them, seconds.
 
     Raises:
-      UserError: an unknown topology, a mesh or a batch that does not fit it, no TPU compiler.
+      UserError: an unknown topology, a mesh or a batch that does not fit it, no compiler for it.
       CompilerError: the compiler failed otherwise.
     """
     target = parse_topology(topology)
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError("--mode=compile needs the TPU compiler: pip install -e '.[tpu]' --constraint constraints.txt")
+    target.check_compiler()
     workdir = pathlib.Path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -101,7 +58,12 @@ def compile_for(topology: str | None, config, workdir: str | os.PathLike, log: C
     if "mistake" in answer:
         raise UserError(answer["mistake"])
     report = {"topology": topology, "slices": target.slices, **answer}
-    report.setdefault("available_bytes_per_device", round(CHIPS[target.generation].usable_gib * GIB))
+    report.setdefault("available_bytes_per_device", target.memory_bytes)
+    if target.is_gpu:
+        # The GPU compiler accepts programs of any size.
+        report["fits"] = report["peak_bytes_per_device"] <= report["available_bytes_per_device"]
+        report["hosts"] = target.shape[0]
+        report["notes"] = gpu_targets.notes(report)
     report["verdict"] = verdict(report, config, target.devices // target.slices)
     for line in describe(report):
         log(line)
@@ -163,7 +125,7 @@ def crash_reason(code: int, stderr: str) -> str:
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     told = [line for line in lines if "Check failed" in line or re.match(r"[\w.]+(Error|Exception)\b", line)]
     said = (told or lines or ["without a word"])[-1]
-    return f"the TPU compiler {how}: {said[:300]}"
+    return f"the compiler {how}: {said[:300]}"
 
 
 def verdict(report: dict[str, Any], config, slice_devices: int) -> str:
@@ -208,12 +170,13 @@ def advice(report: dict[str, Any], config, slice_devices: int) -> list[str]:
 def describe(report: dict[str, Any]) -> list[str]:
     """Returns the lines that are printed."""
     mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items())
+    grouped = f"{report['hosts']} host(s)" if "hosts" in report else f"{report['slices']} slice(s)"
     lines = [
-        f"devices      {report['devices']:,} in {report['slices']} slice(s), mesh {mesh}",
+        f"devices      {report['devices']:,} in {grouped}, mesh {mesh}",
         f"model        {report['parameters']:,} parameters, {report['flops']:.4g} FLOPs a step (analytical)",
         f"memory       {report['verdict']}",
     ]
-    if report["fits"]:
+    if report["collectives"] is not None:
         parts = ("arguments", "temporaries", "output", "aliased", "program")
         sizes = [f"{part} {report[f'{part}_bytes_per_device'] / GIB:.2f}" for part in parts]
         lines.append(f"  of which   {', '.join(sizes)} GiB")
@@ -224,11 +187,18 @@ def describe(report: dict[str, Any]) -> list[str]:
             lines.append(
                 f"{'between slices':<19}{found['count']:>8,} a step, {found['bytes'] / 2**20:>12,.1f} MiB a device"
             )
-        estimate = report["estimate"]
-        low, high = estimate["step_seconds"]
-        lines.append(
-            f"{estimate['label']}: step {low:.3g} to {high:.3g} s, MFU {estimate['mfu'][1]:.0%} to "
-            f"{estimate['mfu'][0]:.0%}, bound by {estimate['bound_by']}; a bound from peak rates, not a measurement"
-        )
-    lines.append(f"compiled in {report['compile_seconds']:.1f} s with jax {report['jax']}, libtpu {report['libtpu']}")
+        lines.append(f"{'attention':<13}{_ATTENTION[report['attention']]}")
+        if report["estimate"] is not None:
+            lines.append(_estimate_line(report["estimate"]))
+    lines += report.get("notes", [])
+    compilers = ", ".join(f"{name} {version}" for name, version in report["compilers"].items())
+    lines.append(f"compiled in {report['compile_seconds']:.1f} s with jax {report['jax']}, {compilers}")
     return lines
+
+
+def _estimate_line(estimate: dict[str, Any]) -> str:
+    low, high = estimate["step_seconds"]
+    return (
+        f"{estimate['label']}: step {low:.3g} to {high:.3g} s, MFU {estimate['mfu'][1]:.0%} to "
+        f"{estimate['mfu'][0]:.0%}, bound by {estimate['bound_by']}; a bound from peak rates, not a measurement"
+    )

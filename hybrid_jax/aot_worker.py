@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import topologies
 
 from hybrid_jax import config as config_lib
-from hybrid_jax import flops, roofline, sharding, traffic, train_state, train_step
+from hybrid_jax import flops, gpu_targets, roofline, sharding, traffic, train_state, train_step
 from hybrid_jax.errors import UserError
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -46,6 +46,10 @@ def topology_devices(generation: str, shape: list[int], slices: int) -> list[Any
     Raises:
       UserError: the TPU compiler knows no such topology.
     """
+    if generation in gpu_targets.GPUS:
+        hosts, each = shape
+        target = gpu_targets.target_config(generation)
+        return topologies.get_topology_desc(platform="cuda", target_config=target, topology=f"1x{hosts}x{each}").devices
     name = f"{generation}:{'x'.join(map(str, shape))}"
     options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if math.prod(shape) == 1:
@@ -83,7 +87,8 @@ def compile_step(request: dict[str, Any]) -> dict[str, Any]:
     mesh = sharding.make_mesh(config, devices)
     state, images = abstract_arguments(config, mesh)
     answer: dict[str, Any] = {
-        **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")},
+        **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib")},
+        "compilers": _compilers(generation),
         "devices": len(devices),
         "mesh": dict(mesh.shape),
         "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)),
@@ -111,6 +116,18 @@ def abstract_arguments(config, mesh) -> tuple[train_state.TrainState, jax.ShapeD
     return train_state.abstract_state(config, mesh), images
 
 
+def _compilers(generation: str) -> dict[str, str]:
+    return (
+        gpu_targets.versions() if generation in gpu_targets.GPUS else {"libtpu": importlib.metadata.version("libtpu")}
+    )
+
+
+def attention_form(text: str) -> str:
+    """Returns by the compiled program's text which form of attention it holds (`models.attention`), a kernel first."""
+    calls = {"splash": 'custom_call_target="tpu_custom_call"', "cudnn": 'custom_call_target="__cudnn$fmha'}
+    return next((name for name, call in calls.items() if call in text), "plain")
+
+
 def _memory(stats) -> dict[str, Any]:
     # The compiler's own peak was seen at two thirds of this sum; the larger is the safer.
     held = stats.argument_size_in_bytes + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
@@ -128,7 +145,9 @@ def _memory(stats) -> dict[str, Any]:
 
 
 def _traffic(config, generation: str, devices: int, text: str) -> dict[str, Any]:
-    found = traffic.count(text)
+    found = traffic.count(text) | {"attention": attention_form(text)}
+    if generation in gpu_targets.GPUS:
+        return found | {"estimate": None}
     parts = flops.train_step(config)
     computed = roofline.computed_flops(parts, config.model.remat, config.train.microbatches)
     ici = sum(kind["moved_bytes"] for kind in found["collectives"].values())

@@ -166,6 +166,12 @@ FIELDS: dict[str, Field] = {
         "type of matrix products; parameters, norms, softmax and losses stay float32",
         **_one_of("float32", "bfloat16"),
     ),
+    "model.attention": Field(
+        "auto",
+        "",
+        "`auto`: a kernel where platform and length suit one, else plain matrix products; `plain`: always these",
+        **_one_of("auto", "plain"),
+    ),
     "model.remat": Field(False, "", "recompute each block in the backward pass: less memory, more time"),
     "model.scan_layers": Field(False, "", "compile one block and loop over it: faster to compile when deep"),
     "objective.generative_weight": Field(1.0, "per nat/token", "weight of the likelihood", **_at_least(0)),
@@ -336,7 +342,7 @@ FIELDS: dict[str, Field] = {
 
 # A resumed run may change these; every other field must stay as the workdir's.
 _WHERE = ("data.path", "data.cache", "data.memory_gib")
-MAY_CHANGE = ("train.total_steps", "mesh.", "log.", "eval.", "checkpoint.", "compare.", *_WHERE)
+MAY_CHANGE = ("train.total_steps", "model.attention", "mesh.", "log.", "eval.", "checkpoint.", "compare.", *_WHERE)
 
 
 def default_config() -> ml_collections.ConfigDict:

@@ -17,7 +17,7 @@ from hybrid_jax.data.inputs import Images, Inputs, open_inputs
 from hybrid_jax.data.store_writer import Chunk
 from hybrid_jax.errors import UserError
 from hybrid_jax.generation import Generator, as_key, kept_patches, make_draw
-from hybrid_jax.models import hybrid, tokens
+from hybrid_jax.models import attention, hybrid, tokens
 
 NO_LIKELIHOOD = "this checkpoint has no likelihood: it was trained with objective.generative_weight=0"
 
@@ -54,8 +54,9 @@ class Model:
         self.config, self.params, self.palette, self.step = config, params, palette, step
         self._mesh = mesh
         self._compiled: dict[str, Callable] = {}
+        attend = attention.choose(config.model.attention, mesh or attention.default_device())
         constrain = {} if mesh is None else {"constrain": sharding.constrain_batch(mesh)}
-        self._module = hybrid.build_model(config, **constrain)
+        self._module = hybrid.build_model(config, attend=attend, **constrain)
         self._generator = Generator(self._module, mesh)
         self.spec = self._module.spec
         self.has_likelihood, self.has_contrastive = self._module.generative, self._module.contrastive

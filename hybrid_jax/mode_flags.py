@@ -35,7 +35,9 @@ TOP_P = flags.DEFINE_float(
     "top_p", None, "Sample only from the fewest tokens whose probabilities sum to at least this."
 )
 SEED = flags.DEFINE_integer("seed", 0, "Seed of sample.")
-TOPOLOGY = flags.DEFINE_string("topology", None, "What compile compiles for: v5e:16x16, v5e:16x16x2 (two slices), ...")
+TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "What compile compiles for: v5e:16x16, v5e:16x16x2 (two slices), h100:8, ..."
+)
 SEEDS = flags.DEFINE_string("seeds", "0,1,2,3,4", "Seeds that compare judges by.")
 ARMS = flags.DEFINE_string(
     "arms",

@@ -27,7 +27,14 @@ _VOCABULARY = {"intensity": "model.levels", "palette": "model.palette_size"}
 _SAME_TASK = ("train.batch_size", "objective.contrastive", "objective.temperature")
 # What shapes a curve on that scale, and of it what changes no loss in training.
 _SHAPING = ("model.", "objective.", "train.", "optimizer.")
-_WITHOUT_EFFECT = {"model.remat", "model.scan_layers", "train.microbatches", "train.ema_decay", "train.skip_nonfinite"}
+_WITHOUT_EFFECT = {
+    "model.attention",
+    "model.remat",
+    "model.scan_layers",
+    "train.microbatches",
+    "train.ema_decay",
+    "train.skip_nonfinite",
+}
 
 
 @dataclasses.dataclass(frozen=True)

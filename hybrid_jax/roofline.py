@@ -51,7 +51,7 @@ CHIPS = {
 
 ASSUMPTIONS = (
     "compute: analytical FLOPs, blocks' forward once more under model.remat and the views' with train.microbatches "
-    "> 1, at the chip's bfloat16 peak (float32 products are slower); "
+    "> 1, at the chip's bfloat16 peak (float32 products are slower; what attention kernels recompute is not counted); "
     "memory: what the program writes to HBM, once written and once read, at the full rate; "
     "links: both directions of one torus axis, bandwidth only; slices: the network's full rate; "
     "lower bound: all of them at once, upper bound: one after the other; input and host are free"

@@ -1,4 +1,4 @@
-"""What a compiled TPU program communicates, and writes to memory, in one step on one device.
+"""What a compiled program communicates, and writes to memory, in one step on one device.
 
 Two habits of the TPU compiler are undone here. It cuts an asynchronous collective into pieces inside several fusions
 (start, done, and computation in between), which share one channel: only the start counts. And it fuses an all-reduce
@@ -90,9 +90,10 @@ def moved_bytes(kind: str, result: int, group: int) -> float:
 def _result_bytes(instruction: Instruction) -> int:
     """Bytes of a collective's result; the shape of some asynchronous starts holds operands in front."""
     sizes = [size for size, _ in hlo.arrays(instruction.shape)]
-    if instruction.opcode in ("all-gather-start", "collective-permute-start"):
-        # (operands, results, and for the second two numbers)
+    if instruction.opcode == "collective-permute-start":
+        # Behind the results are two numbers.
         sizes = [size for size in sizes if size > 4]
+    if instruction.opcode.endswith("-start") and instruction.opcode != "all-reduce-start":
         sizes = sizes[len(sizes) // 2 :]
     return sum(sizes)
 

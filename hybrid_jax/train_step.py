@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from hybrid_jax import config as config_lib
 from hybrid_jax import losses, optim, sharding
 from hybrid_jax.data import augment
-from hybrid_jax.models import hybrid, tokens
+from hybrid_jax.models import attention, hybrid, tokens
 from hybrid_jax.train_state import TrainState, once_per_config, state_sharding
 
 Metrics = dict[str, jax.Array]
@@ -158,6 +158,11 @@ def moving_average(config, ema, params, step: jax.Array):
     return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
 
 
+def _model_on(config, mesh: Mesh) -> hybrid.HybridModel:
+    attend = attention.choose(config.model.attention, mesh)
+    return hybrid.build_model(config, sharding.constrain_batch(mesh), attend)
+
+
 @once_per_config
 def make_train_step(config, mesh: Mesh) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
     """Returns step(state, images) -> (state, metrics), compiled once; the state passed in is donated.
@@ -166,7 +171,7 @@ def make_train_step(config, mesh: Mesh) -> Callable[[TrainState, jax.Array], tup
     `generative_loss`, `contrastive_loss`, `contrastive_accuracy` (of the branches that exist),
     `learning_rate`, `grad_norm` (before clipping), `param_norm`, `update_norm`.
     """
-    model = hybrid.build_model(config, sharding.constrain_batch(mesh))
+    model = _model_on(config, mesh)
     optimizer, schedule = optim.make_optimizer(config), optim.learning_rate_schedule(config)
 
     def train_step(state: TrainState, images: jax.Array) -> tuple[TrainState, Metrics]:
@@ -197,7 +202,7 @@ def make_gradient_comparison(config, mesh: Mesh) -> Callable[[TrainState, jax.Ar
     `encoder_gradient_norm_generative` and `.._contrastive` are norms of the weighted losses' gradients on the
     encoder's parameters, `encoder_gradient_cosine` the cosine between them; on the batch the next step sees.
     """
-    model = hybrid.build_model(config, sharding.constrain_batch(mesh))
+    model = _model_on(config, mesh)
 
     def compare(state: TrainState, images: jax.Array) -> Metrics:
         batch = make_batch(config, model, step_key(state.seed, state.step), images, state.palette)

@@ -1,8 +1,9 @@
-"""Compilation for TPUs that are not here: the readers of its text always, the compiler where libtpu is installed."""
+"""Compilation for devices that are not here: the readers of its text always, the compilers where they are installed."""
 
 import importlib.util
 import json
 import pathlib
+import re
 import sys
 import types
 
@@ -10,7 +11,7 @@ import jax
 import pytest
 import tiny
 
-from hybrid_jax import aot, aot_worker, hlo, roofline, sharding, traffic
+from hybrid_jax import aot, aot_worker, hlo, roofline, sharding, topology, traffic, train_step
 from hybrid_jax.errors import CompilerError, UserError
 
 GIB = 2**30
@@ -90,7 +91,8 @@ ENTRY %main (w: f32[64]) -> f32[64] {
 @pytest.mark.parametrize(
     ("text", "shape", "slices", "devices"),
     [("v5e:16x16", (16, 16), 1, 256), ("v5e:16x16x2", (16, 16), 2, 512), ("v5p:8x8x16", (8, 8, 16), 1, 1024),
-     ("v4:2x2x1x3", (2, 2, 1), 3, 12), ("tpu7x:2x2x1", (2, 2, 1), 1, 8), ("v6e:1x1", (1, 1), 1, 1)],
+     ("v4:2x2x1x3", (2, 2, 1), 3, 12), ("tpu7x:2x2x1", (2, 2, 1), 1, 8), ("v6e:1x1", (1, 1), 1, 1),
+     ("h100:8", (1, 8), 1, 8), ("h100:256", (32, 8), 1, 256), ("a100:1", (1, 1), 1, 1)],
 )  # fmt: skip
 def test_topologies_are_read(text, shape, slices, devices):
     found = aot.parse_topology(text)
@@ -102,7 +104,9 @@ def test_topologies_are_read(text, shape, slices, devices):
     [(None, "--topology is missing"), ("v7:2x2", "must be one of v4, v5e"), ("v5f:2x2", "did you mean v5"),
      ("v5e", "v5e:AxB chips"), ("v5e:4", "v5e:AxBxN for N slices"), ("v5p:4x4", "v5p:AxBxC"),
      ("v5e:4x0", "v5e:AxB"), ("v5e:4x4x2x2", "v5e:AxB"), ("v5e:32x8", "at most 16x16"),
-     ("v5p:32x32x32", "at most 8,960 chips")],
+     ("v5p:32x32x32", "at most 8,960 chips"), ("h100", "h100:N GPUs"), ("a100:0", "N from 1 to 8"),
+     ("h100:12", "or a multiple of 8"), ("h100:2x8", "h100:N GPUs"), ("h100:99999999", "up to 16,384"),
+     ("h200:8", "did you mean h100")],
 )  # fmt: skip
 def test_other_topologies_are_refused_in_one_line(text, words):
     with pytest.raises(UserError) as error:
@@ -113,15 +117,43 @@ def test_other_topologies_are_refused_in_one_line(text, words):
 def test_the_command_says_what_is_wrong_and_how_to_get_the_compiler(tiny_config, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="--topology=v5e:4"):
         aot.compile_for("v5e:4", tiny_config(), tmp_path, print)
-    monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install .*\[tpu\]"):
         aot.compile_for("v5e:2x2", tiny_config(), tmp_path, print)
+    with pytest.raises(UserError, match=r"pip install .*\[gpu_aot\]"):
+        aot.compile_for("a100:8", tiny_config(), tmp_path, print)
+
+
+def gpu_answer(peak_gib):
+    """What the compiling process answers for GPUs, with some bytes."""
+    sizes = dict.fromkeys(("peak", "compiler_peak", "arguments", "temporaries", "output", "aliased", "program"), GIB)
+    return {f"{name}_bytes_per_device": size for name, size in sizes.items()} | {
+        "peak_bytes_per_device": round(peak_gib * GIB), "fits": True, "devices": 16, "mesh": {"data": 16, "fsdp": 1},
+        "parameters": 7, "flops": 9.0, "estimate": None, "attention": "plain", "jax": "1", "compilers": {"cuda": "2"},
+        "collectives": {"all_reduce": {"count": 3, "bytes": 2**20, "moved_bytes": 0}}, "compile_seconds": 1.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("peak", "fits", "fraction"), [(20, True, False), (70, True, True), (90, False, False)])
+def test_gpu_memory_is_judged_here_as_their_compiler_refuses_nothing(
+    peak, fits, fraction, tiny_config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(aot, "_ask_worker", lambda *_: gpu_answer(peak))
+    lines: list[str] = []
+    report = aot.compile_for("h100:16", tiny_config(), tmp_path, lines.append)
+    assert report["fits"] is fits and report["hosts"] == 2
+    text = "\n".join(lines)
+    assert "16 in 2 host(s)" in text and "not proven for GPUs" in text and "model.dtype='bfloat16'" in text
+    assert ("does not fit: needs 90.00 of 79.11 GiB" in text) is not fits
+    assert ("XLA_PYTHON_CLIENT_MEM_FRACTION" in text) is fraction
+    assert "all_reduce                3 a step,          1.0 MiB" in text and "libtpu" not in text
 
 
 def test_a_crashed_compiler_is_one_line_and_its_words_are_kept(tiny_config, tmp_path, monkeypatch):
     said = "I0 noise\nF0 mesh.cc:7] Check failed: x <= 16\n  @ 0x7 frame\n"
     crash = f"import os, sys; sys.stderr.write({said!r}); sys.stderr.flush(); os.abort()"
-    monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: object())
     start = aot.subprocess.Popen
     monkeypatch.setattr(aot.subprocess, "Popen", lambda command, **kw: start([sys.executable, "-c", crash], **kw))
     with pytest.raises(CompilerError) as error:
@@ -186,6 +218,36 @@ def test_collectives_count_as_often_as_their_loop_runs():
     assert found["hbm_written_bytes"] == 256 + 256 + 64 + 5 * (128 + 256 + 1)
 
 
+# As the GPU compiler prints: several arrays in one asynchronous collective, operands before results.
+GPU_PROGRAM = """HloModule jit_step
+
+ENTRY %main (w: f32[64]) -> f32[64] {
+  %w = f32[64]{0} parameter(0)
+  %g = ((bf16[8,4]{1,0}, f32[8]{0}), (bf16[16,4]{1,0}, f32[16]{0})) all-gather-start(%w, %w), channel_id=1, replica_groups=mesh['a'=4,'b'=2] {'b'}
+  %g.done = (bf16[16,4]{1,0}, f32[16]{0}) all-gather-done(%g)
+  %r = ((f32[32,8]{1,0}), f32[4,8]{1,0}) reduce-scatter-start(%w), channel_id=2, replica_groups=[1,8]<=[8], to_apply=%add
+  %r.done = f32[4,8]{1,0} reduce-scatter-done(%r)
+  %a = f32[64]{0} all-reduce-start(%w), channel_id=3, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+  %a.done = f32[64]{0} all-reduce-done(%a)
+  %t = ((bf16[1,2]{1,0}), bf16[1,2]{1,0}) all-to-all-start(%w), channel_id=4, replica_groups=[4,2]<=[8], dimensions={1}
+  %t.done = bf16[1,2]{1,0} all-to-all-done(%t)
+  %f = (bf16[2,2]{1,0}, u8[0]{0}) custom-call(%w), custom_call_target="__cudnn$fmhaSoftmax"
+  ROOT %result = f32[64]{0} copy(%w)
+}
+"""  # noqa: E501
+
+
+def test_asynchronous_collectives_of_gpus_are_counted():
+    found = traffic.count(GPU_PROGRAM)["collectives"]
+    kinds = {kind: (c["count"], c["bytes"]) for kind, c in found.items()}
+    assert kinds == {
+        "all_reduce": (1, 256), "all_gather": (1, 192), "reduce_scatter": (1, 128), "all_to_all": (1, 4),
+        "collective_permute": (0, 0),
+    }  # fmt: skip
+    assert aot_worker.attention_form(GPU_PROGRAM) == "cudnn" and aot_worker.attention_form(PROGRAM) == "plain"
+    assert aot_worker.attention_form('custom-call(), custom_call_target="tpu_custom_call"') == "splash"
+
+
 def test_without_a_note_the_loops_condition_tells_how_often_it_runs():
     text = PROGRAM.replace(', backend_config={"known_trip_count":{"n":"5"}}', "")
     assert traffic.count(text)["collectives"]["all_gather"]["count"] == 3
@@ -246,7 +308,10 @@ def test_the_mesh_here_is_as_before(tiny_config):
 
 def compiled(config, topology, workdir):
     """Compiles as the command does; every shipped model must do without all-to-all."""
-    pytest.importorskip("libtpu")
+    try:
+        aot.parse_topology(topology).check_compiler()
+    except UserError as missing:
+        pytest.skip(str(missing))
     lines: list[str] = []
     report = aot.compile_for(topology, config, workdir, lines.append)
     assert report == json.loads((workdir / "compile.json").read_text())
@@ -284,10 +349,46 @@ def test_a_step_that_does_not_fit_is_a_verdict(tmp_path):
     config = smallest()
     # Attention scores of 8 images over 4,096 positions: 32 GiB for each device.
     config.data.image_size, config.train.batch_size = (64, 64), 64
-    config.model.num_heads = 16
+    config.model.num_heads, config.model.attention = 16, "plain"
     report = compiled(config, "v5e:2x2", tmp_path)
     assert not report["fits"] and report["peak_bytes_per_device"] > report["available_bytes_per_device"]
     assert "raise train.microbatches=1" in report["verdict"]
+
+
+def scores_in(text, length):
+    """Returns the shapes in a compiled program's text that are length x length."""
+    return set(re.findall(rf"\b\w+\[(?:\d+,)*{length},{length}\]", text))
+
+
+def compiled_text(config, generation, shape):
+    mesh = sharding.make_mesh(config, aot_worker.topology_devices(generation, shape, 1))
+    step = train_step.make_train_step(config, mesh)
+    return step.lower(*aot_worker.abstract_arguments(config, mesh)).compile().as_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", [32, 64])
+@pytest.mark.parametrize("attention", ["auto", "plain"])
+def test_no_scores_of_long_sequences_are_in_a_tpu_program(side, attention):
+    pytest.importorskip("libtpu")
+    config = tiny.get_config()
+    # Both masks, forward and backward, in a loop with recomputation; 1,024 or 4,096 tokens, none dropped from views.
+    config.data.image_size, config.model.patch_size, config.augment.view_keep = (side, side), 1, 1.0
+    config.model.dtype, config.model.attention = "bfloat16", attention
+    config.model.remat = config.model.scan_layers = True
+    text = compiled_text(config, "v5e", (2, 2))
+    assert bool(scores_in(text, side**2)) is (attention == "plain")
+    assert aot_worker.attention_form(text) == ("splash" if attention == "auto" else "plain")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["h100:8", "h100:256", "a100:8"])
+def test_steps_compile_for_gpus_that_are_not_here(topology, tmp_path):
+    config = smallest()
+    config.train.batch_size = 256
+    report = compiled(config, topology, tmp_path)
+    assert report["fits"] and report["devices"] == int(topology.partition(":")[2]) and report["estimate"] is None
+    assert report["collectives"]["all_reduce"]["count"] > 0 and report["collectives"]["all_gather"]["count"] > 0
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from hybrid_jax.models import tokens as tokens_lib
+from hybrid_jax.models.attention import Attend, plain
 from hybrid_jax.models.heads import LinearHead, MaskedMLPHead, Projection
 from hybrid_jax.models.stacks import Decoder, Encoder
 from hybrid_jax.models.transformer import Constrain
@@ -34,6 +35,7 @@ class HybridModel(nn.Module):
       spec: how images become tokens.
       generative, contrastive: which branches exist.
       constrain: pins activations to the mesh; identity on one device.
+      attend: computes attention where nothing is cached.
     """
 
     config: Any
@@ -41,6 +43,7 @@ class HybridModel(nn.Module):
     generative: bool
     contrastive: bool
     constrain: Constrain = _identity
+    attend: Attend = plain
 
     def setup(self) -> None:
         c, dtype = self.config, jnp.dtype(self.config.dtype)
@@ -49,6 +52,7 @@ class HybridModel(nn.Module):
             "activation": c.activation,
             "dtype": dtype,
             "constrain": self.constrain,
+            "attend": self.attend,
             "remat": c.remat,
             "scan": c.scan_layers,
         }
@@ -216,14 +220,15 @@ def default_layer(config) -> str:
     return f"decoder/{max(1, config.model.decoder_layers // 2)}"
 
 
-def build_model(config, constrain: Constrain = _identity) -> HybridModel:
-    """Returns the model of a resolved config."""
+def build_model(config, constrain: Constrain = _identity, attend: Attend = plain) -> HybridModel:
+    """Returns the model of a resolved config; `attention.choose` gives `attend` where the devices are known."""
     return HybridModel(
         config=ml_collections.FrozenConfigDict(config.model),
         spec=tokens_lib.TokenSpec.from_config(config),
         generative=config.objective.generative_weight > 0,
         contrastive=config.objective.contrastive_weight > 0,
         constrain=constrain,
+        attend=attend,
     )
 
 

@@ -1,0 +1,159 @@
+"""Scaled dot-product attention (Vaswani et al. 2017, arXiv 1706.03762) in the form that suits platform and shape.
+
+| platform | form |
+|---|---|
+| CPU, and wherever no other is named | `plain`: two matrix products and a softmax between, scores in memory |
+| TPU, from `KERNEL_LENGTH` positions on | `splash`: JAX's Pallas kernel, scores in VMEM, block by block |
+| GPU, where cuDNN accepts shape and dtype | `cudnn`: its flash attention, through `jax.nn.dot_product_attention` |
+
+All compute the softmax in float32, and are equal up to rounding. `jax.nn.dot_product_attention` without cuDNN is the
+plain form with other intermediates: slower on CPUs, more memory on TPUs (benchmarks/README.md), so it is not used.
+
+Dimensions: B batch, N positions, H heads, E features of a head.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+# (B, N, H, E) query, key, value, and whether position i attends to positions <= i only -> (B, N, H, E).
+Attend = Callable[[jax.Array, jax.Array, jax.Array, bool], jax.Array]
+
+# Shorter sequences' scores are small; where the kernel begins to be faster was not measured, for want of a TPU.
+KERNEL_LENGTH = 512
+# Rows and columns of scores that the TPU kernel holds at once; multiples of 128, the width of its registers.
+_BLOCKS = (512, 384, 256)
+
+
+def plain(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
+    """Attention with all scores in memory: (B, H, N, N) float32.
+
+    Args:
+      query, key, value: (B, N, H, E).
+      causal: position i attends to positions <= i; else to all.
+
+    Returns:
+      (B, N, H, E) of the inputs' dtype.
+    """
+    b, n, h, e = query.shape
+    # One flat batch axis and division after the sum: three times faster on CPUs than a 4-d einsum.
+    query, key, value = (x.swapaxes(1, 2).reshape(b * h, n, e) for x in (query, key, value))
+    scores = jnp.einsum("bqe,bke->bqk", query, key, preferred_element_type=jnp.float32) * e**-0.5
+    if causal:
+        scores = jnp.where(jnp.tril(jnp.ones((n, n), bool)), scores, -1e30)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total = weights.sum(-1, keepdims=True)
+    summed = jnp.einsum("bqk,bke->bqe", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    return (summed / total).astype(value.dtype).reshape(b, h, n, e).swapaxes(1, 2)
+
+
+def cudnn(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
+    """`plain` as cuDNN's flash attention; on NVIDIA GPUs, where `cudnn_accepts`."""
+    return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn")
+
+
+def cudnn_accepts(query: jax.Array) -> bool:
+    """Returns whether JAX would hand (B, N, H, E) to cuDNN: half precision, few enough features, cuDNN installed."""
+    like = jax.ShapeDtypeStruct(query.shape, query.dtype)
+    try:
+        jax.eval_shape(lambda x: cudnn(x, x, x, True), like)
+    except (NotImplementedError, RuntimeError, ValueError):
+        return False
+    return True
+
+
+def splash(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool, interpret: bool = False) -> jax.Array:
+    """`plain` as a Pallas TPU kernel, forward and backward, that never writes the scores to HBM.
+
+    Args:
+      query, key, value: (B, N, H, E) on one device; any N, as it is padded to whole blocks.
+      causal: as in `plain`; blocks of masked scores are skipped.
+      interpret: compute what the kernel would, on any platform.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    n, h, e = query.shape[1:]
+    block = block_size(n)
+    padded = -(-n // block) * block
+    mask = (masks.CausalMask if causal else masks.FullMask)((padded, padded))
+    parts = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    sizes: dict[str, Any] = dict.fromkeys((f"block_{part}" for part in parts), block)
+    kernel = kernels.make_splash_mha_single_device(
+        masks.MultiHeadMask([mask] * h),
+        block_sizes=kernels.BlockSizes(**sizes),
+        interpret=interpret,
+    )
+    # No position attends to padding: under the causal mask it comes last, else it is a segment of its own.
+    segment = (jnp.arange(padded) >= n).astype(jnp.int32)
+    segments = None if causal or padded == n else kernels.SegmentIds(segment, segment)
+    query = (query.astype(jnp.float32) * e**-0.5).astype(query.dtype)
+    ready = [jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, padded - n), (0, 0))) for x in (query, key, value)]
+    found = jax.vmap(kernel, in_axes=(0, 0, 0, None))(*ready, segments)
+    return found[:, :, :n].swapaxes(1, 2)
+
+
+def block_size(length: int) -> int:
+    """Returns the side of the TPU kernel's blocks: that which pads a sequence least, of equals the largest."""
+    return 128 if length <= 128 else min(_BLOCKS, key=lambda block: -(-length // block) * block)
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """Chooses the form when a program is traced, by the platform of the devices it is for.
+
+    Attributes:
+      mesh: whose devices run the program, here or not; its axes cut the batch, each head is on one device.
+      interpret: whether kernels are interpreted.
+    """
+
+    mesh: Mesh
+    interpret: bool = False
+
+    def form(self, query: jax.Array) -> str:
+        """Returns the name of the form for (B, N, H, E)."""
+        platform = self.mesh.devices.flat[0].platform
+        if platform == "tpu" and query.shape[1] >= KERNEL_LENGTH:
+            return "splash"
+        if platform in ("gpu", "cuda") and cudnn_accepts(query):
+            return "cudnn"
+        return "plain"
+
+    def __call__(self, query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
+        """As `plain`."""
+        form = self.form(query)
+        if form == "plain":
+            return plain(query, key, value, causal)
+
+        def local(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+            if form == "cudnn":
+                return cudnn(query, key, value, causal)
+            return splash(query, key, value, causal, self.interpret)
+
+        if self.mesh.size == 1:
+            return local(query, key, value)
+        # The partitioner cannot look into a kernel: each device calls it on its own part of the batch.
+        cut = P(self.mesh.axis_names)
+        mapped = jax.shard_map(local, mesh=self.mesh, in_specs=(cut,) * 3, out_specs=cut, check_vma=False)
+        return mapped(query, key, value)
+
+
+def choose(setting: str, mesh: Mesh | None) -> Attend:
+    """Returns what computes attention.
+
+    Args:
+      setting: `model.attention`.
+      mesh: of the program's devices; None where they are not known when it is traced.
+    """
+    return plain if mesh is None or setting == "plain" else Attention(mesh)
+
+
+def default_device() -> Mesh:
+    """Returns the mesh of the device that a program without a mesh runs on."""
+    return Mesh(np.array(jax.devices()[:1]), ("data",))

@@ -1,0 +1,127 @@
+"""Every form of attention gives what the plain form gives; kernels are interpreted here."""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hybrid_jax.models import attention, hybrid
+
+interpreted = functools.partial(attention.splash, interpret=True)
+
+
+def heads(length, features, dtype=jnp.float32, batch=1):
+    keys = jax.random.split(jax.random.key(length), 4)
+    return [jax.random.normal(key, (batch, length, 2, features), dtype) for key in keys]
+
+
+@functools.cache
+def both(form, causal):
+    """Returns a jitted function: (query, key, value, cotangent) -> output and the three gradients, float32."""
+
+    def run(query, key, value, cotangent):
+        output, pull = jax.vjp(lambda *x: form(*x, causal), query, key, value)
+        return [x.astype(jnp.float32) for x in (output, *pull(cotangent))]
+
+    return jax.jit(run)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+    ("length", "features", "dtype", "tolerance"),
+    # Fewer positions than a block, not a multiple of one, several blocks.
+    [(50, 8, jnp.float32, 1e-5), (300, 32, jnp.float32, 1e-5), (768, 64, jnp.bfloat16, 2e-2)],
+)
+def test_the_tpu_kernel_gives_the_plain_forms_output_and_gradients(length, features, dtype, tolerance, causal):
+    given = heads(length, features, dtype)
+    for found, wanted in zip(both(interpreted, causal)(*given), both(attention.plain, causal)(*given), strict=True):
+        assert np.abs(found - wanted).max() <= tolerance * max(1, np.abs(wanted).max())
+
+
+def test_a_position_changes_no_earlier_output_of_the_kernel_to_the_bit():
+    query, key, value, _ = heads(300, 8)
+    attend = jax.jit(lambda *x: interpreted(*x, True))
+    before = attend(query, key, value)
+    for place in (1, 128, 257, 299):
+        after = attend(*(x.at[:, place].set(1e4) for x in (query, key, value)))
+        np.testing.assert_array_equal(after[:, :place], before[:, :place])
+        assert (after[:, place:] != before[:, place:]).any()
+
+
+@pytest.mark.parametrize(
+    ("length", "block"),
+    [(1, 128), (128, 128), (196, 256), (576, 384), (784, 512), (1000, 512), (1024, 512), (4096, 512)],
+)
+def test_blocks_pad_little(length, block):
+    assert attention.block_size(length) == block
+
+
+def on(platform, mesh=None):
+    """The choice for devices that are not here."""
+    found = attention.Attention(mesh, interpret=True)
+    device = types.SimpleNamespace(platform=platform)
+    object.__setattr__(found, "mesh", types.SimpleNamespace(devices=np.array([[device]])))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("platform", "length", "form"),
+    [("cpu", 4096, "plain"), ("tpu", 4096, "splash"), ("tpu", 512, "splash"), ("tpu", 511, "plain")],
+)
+def test_the_form_follows_platform_and_length(platform, length, form):
+    assert on(platform).form(jax.ShapeDtypeStruct((2, length, 2, 64), jnp.bfloat16)) == form
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "installed", "form"),
+    [((2, 49, 2, 64), jnp.bfloat16, True, "cudnn"), ((2, 49, 2, 64), jnp.float32, True, "plain"),
+     ((2, 49, 2, 60), jnp.bfloat16, True, "plain"), ((2, 49, 2, 512), jnp.bfloat16, True, "plain"),
+     ((2, 49, 2, 64), jnp.bfloat16, False, "plain")],
+)  # fmt: skip
+def test_cudnn_is_used_where_it_accepts(shape, dtype, installed, form, monkeypatch):
+    from jax._src.cudnn import fused_attention_stablehlo as library
+
+    versions = types.SimpleNamespace(cudnn_get_version=lambda: 91000) if installed else None
+    monkeypatch.setattr(library, "cuda_versions", versions)
+    assert on("gpu").form(jax.ShapeDtypeStruct(shape, dtype)) == form
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_on_a_mesh_each_device_computes_its_own_images(causal, mesh_of, monkeypatch):
+    monkeypatch.setattr(attention.Attention, "form", lambda self, query: "splash")
+    given = heads(50, 8, batch=4)
+    found = both(attention.Attention(mesh_of(4, 2), interpret=True), causal)(*given)
+    for one, wanted in zip(found, both(attention.plain, causal)(*given), strict=True):
+        np.testing.assert_allclose(one, wanted, rtol=1e-4, atol=1e-5)
+    assert len(found[0].sharding.device_set) == 4
+    alone = jax.make_jaxpr(lambda *x: attention.Attention(attention.default_device(), interpret=True)(*x, causal))
+    assert "shard_map" not in str(alone(*given[:3])) and "pallas_call" in str(alone(*given[:3]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("looped", [False, True])
+def test_a_model_with_the_kernel_gives_the_plain_models_loss_and_gradients(looped, tiny_config, mesh_of, monkeypatch):
+    config = tiny_config(model__remat=looped, model__scan_layers=looped)
+    chosen = attention.Attention(mesh_of(4, 2), interpret=True)
+    monkeypatch.setattr(attention.Attention, "form", lambda self, query: "splash")
+    models = [hybrid.build_model(config), hybrid.build_model(config, attend=chosen)]
+    params = hybrid.init_params(models[0], jax.random.key(0), None)
+    # The output layer starts at zero, and with it every gradient behind it.
+    params = jax.tree.map(lambda x: x + 0.02, params)
+    spec = models[0].spec
+    coded = jax.random.randint(jax.random.key(1), (8, spec.num_patches, spec.tokens_per_patch), 0, 256)
+
+    def loss(params, model):
+        likelihood = model.apply({"params": params}, coded, None, method="token_log_prob").mean()
+        return likelihood + jnp.square(model.apply({"params": params}, coded, None, method="view_embedding")).mean()
+
+    (want, got) = (jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, model) for model in models)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), got, want)
+
+
+def test_the_plain_form_is_always_to_be_had(mesh_of):
+    assert attention.choose("plain", mesh_of(1)) is attention.choose("auto", None) is attention.plain
+    assert attention.choose("auto", mesh_of(2)) == attention.Attention(mesh_of(2))
