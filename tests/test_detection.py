@@ -105,3 +105,11 @@ def test_the_error_of_a_mean_is_that_of_drawing_images_again():
 def test_an_error_needs_two_images_of_each_kind():
     assert detection.auroc_error([detection.placements(*CASES["few"])], [False]) is None
     assert detection.auroc_error([detection.placements(np.arange(5.0), np.arange(5.0, 9))], [False]) == 0
+
+
+def test_values_are_those_of_pytorch_ood():
+    # pytorch-ood 0.4.0, OODMetrics on these scores: AUROC 0.8408374999999999, FPR95TPR 0.6275.
+    rng = np.random.default_rng(0)
+    inliers, outliers = np.round(rng.normal(0, 1, 400), 2), np.round(rng.normal(1.5, 1.2, 300), 2)
+    assert auroc(inliers, outliers) == pytest.approx(0.8408375, abs=1e-12)
+    assert fpr95(inliers, outliers) == pytest.approx(0.6275, abs=1e-12)

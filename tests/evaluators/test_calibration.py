@@ -119,3 +119,13 @@ def test_a_class_that_was_never_trained_on_has_no_likelihood():
     data.test.labels = np.where(np.arange(200) == 3, 77, data.test.labels)
     assert evaluate(data, lines.append) == []
     assert lines == ["calibration: skipped, the test split has a class that the training split has not"]
+
+
+def test_the_error_is_that_of_torchmetrics():
+    # torchmetrics 1.9.0, MulticlassCalibrationError(num_classes=5, n_bins=15, norm="l1"): 0.05459776148200035.
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (500, 5))
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    y = np.array([rng.choice(5, p=each) for each in p])
+    bins = calibration.reliability(p.max(axis=1), p.argmax(axis=1) == y)
+    assert calibration.calibration_error(bins) == pytest.approx(0.05459776, abs=1e-7)
