@@ -111,5 +111,5 @@ def test_values_are_those_of_pytorch_ood():
     # pytorch-ood 0.4.0, OODMetrics on these scores: AUROC 0.8408374999999999, FPR95TPR 0.6275.
     rng = np.random.default_rng(0)
     inliers, outliers = np.round(rng.normal(0, 1, 400), 2), np.round(rng.normal(1.5, 1.2, 300), 2)
-    assert auroc(inliers, outliers) == pytest.approx(0.8408375, abs=1e-12)
-    assert fpr95(inliers, outliers) == pytest.approx(0.6275, abs=1e-12)
+    assert detection.auroc(inliers, outliers) == pytest.approx(0.8408375, abs=1e-12)
+    assert detection.fpr95(inliers, outliers) == pytest.approx(0.6275, abs=1e-12)
