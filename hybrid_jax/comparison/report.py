@@ -36,7 +36,8 @@ _METRICS = (
 
 def page(result: dict, data) -> str:
     """Returns the HTML of what `compare.json` holds; `data` says how many images there were."""
-    title = f"Can one network do both? Hybrid pre-training on {data.name}"
+    where = {"embedded": "the embedded Fashion-MNIST subset"}.get(data.name, data.name)
+    title = f"Can one network do both? Hybrid pre-training on {where}"
     counts = f"{len(data.train.images):,} training, {len(data.test.images):,} test images"
     seeds = f"{len(result['seeds'])} seed" + "s" * (len(result["seeds"]) > 1)
     facts = f"{counts}; {len(result['arms'])} arms, {seeds}."
