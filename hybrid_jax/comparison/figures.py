@@ -77,6 +77,7 @@ def runs(result: dict) -> tuple[str, str]:
             axes.axvline(floors[metric], color=GREY, linewidth=3, zorder=1)
         axes.set_yticks(range(len(arms)), arms)
         axes.set_ylim(len(arms) - 0.5, -0.5)
+        axes.locator_params(axis="x", nbins=6)
         if metric not in LIKELIHOODS:
             axes.xaxis.set_major_formatter("{x:.1%}")
     caption = (
