@@ -55,7 +55,7 @@ setup(
         "tensorboard": ["tensorboardX>=2.6.2"],
         "wandb": ["wandb>=0.19"],
         "tensorflow": ["tensorflow-cpu>=2.20"],
-        "gcp": ["gcsfs>=2026.4"],
+        "gcp": ["fsspec>=2026.4", "gcsfs>=2026.4"],
         "tpu": ["jax[tpu]>=0.10.0"],
         "cuda": ["jax[cuda13]>=0.10.0"],
         # The compiler without CUDA's libraries, for machines without a GPU; cuDNN says which attention it would run.

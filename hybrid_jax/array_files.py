@@ -1,6 +1,5 @@
 """Arrays by name in one `.npz` file: stored as they are, whole or absent, read without pickle."""
 
-import os
 import pathlib
 import zipfile
 import zlib
@@ -8,6 +7,7 @@ import zlib
 import numpy as np
 
 from hybrid_jax.distributed import is_first
+from hybrid_jax.files import replacing
 
 # What reading a file raises that holds something else, or was changed on the disk.
 DAMAGE = (
@@ -24,13 +24,8 @@ def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     if not is_first():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from hybrid_jax import command_line
 from hybrid_jax.errors import UserError
+from hybrid_jax.files import replacing
 
 _AT_ONCE = 16
 
@@ -65,12 +66,8 @@ def _is_here(path: pathlib.Path, size: int) -> bool:
 
 def _copy(system, path: str, to: pathlib.Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
-    part = to.with_name(f"{to.name}.{os.getpid()}.part")
-    try:
+    with replacing(to) as part:
         system.get_file(path, str(part))
-        part.replace(to)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def main() -> None:

@@ -15,11 +15,17 @@ _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 def write_whole(path: pathlib.Path, text: str) -> None:
     """Writes a text beside its place and renames it; of several processes only the first does."""
-    if not is_first():
-        return
+    if is_first():
+        with replacing(path) as temporary:
+            temporary.write_bytes(text.encode())
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a place beside `path`; what was written there becomes `path` at the end, or is removed after an error."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(text.encode())
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
