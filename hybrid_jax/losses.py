@@ -8,20 +8,22 @@ import jax.numpy as jnp
 from hybrid_jax.errors import UserError
 
 
-def token_nll(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+def token_nll(logits: jax.Array, tokens: jax.Array, axis: int = -1) -> jax.Array:
     """Negative log-likelihood of tokens under categorical logits.
 
     Args:
       logits: (..., V), any float dtype; the softmax is computed in float32.
       tokens: (...) int, in [0, V).
+      axis: where the V logits are instead of last.
 
     Returns:
       (...) float32, nats.
     """
     logits = logits.astype(jnp.float32)
+    codes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis % logits.ndim)
     # A one-hot product, not a gather: its gradient is no scatter, and zero logits give exactly log V.
-    hit = tokens[..., None] == jnp.arange(logits.shape[-1])
-    return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(hit, logits, 0), axis=-1)
+    hit = jnp.expand_dims(tokens, axis) == codes
+    return jax.nn.logsumexp(logits, axis=axis) - jnp.sum(jnp.where(hit, logits, 0), axis=axis)
 
 
 def nt_xent(z1: jax.Array, z2: jax.Array, temperature: float, block_size: int | None = None) -> jax.Array:

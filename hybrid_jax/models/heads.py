@@ -1,6 +1,6 @@
 """Heads: the contrastive projection, and the two that turn decoder states into token likelihoods.
 
-Dimensions: B batch, N patches, S tokens per patch, V vocabulary, D width, M hidden units per token.
+Dimensions: B batch, N patches, P = B N, S tokens per patch, V vocabulary, D width, M hidden units per token.
 """
 
 import math
@@ -124,6 +124,9 @@ class MaskedMLPHead(nn.Module):
     def __call__(self, states: jax.Array, tokens: jax.Array, values: jax.Array) -> jax.Array:
         """Log-probability of each token given everything before it.
 
+        From the second layer on the last axis is P: a token's 2 sqrt(V) logits are fewer than a
+        vector register or a TPU's lanes hold.
+
         Args:
           states: (B, N, D) decoder outputs.
           tokens: (B, N, S) int32.
@@ -132,35 +135,39 @@ class MaskedMLPHead(nn.Module):
         Returns:
           (B, N, S) float32, nats.
         """
-        low_size = self.low_kernel.shape[-1]
-        high, low = tokens // low_size, tokens % low_size
+        high_size, low_size = self.high_kernel.shape[-1], self.low_kernel.shape[-1]
+        high, low = (part.reshape(-1, tokens.shape[-1]).T for part in (tokens // low_size, tokens % low_size))
         hidden = self._hidden(states, tokens, values)
         act = ACTIVATIONS[self.activation]
-        high_logits = _per_token(act(hidden), self.high_kernel) + jnp.log(self.valid)
-        given_high = self.high_embedding.astype(self.dtype)[jnp.arange(tokens.shape[2]), high]
+        high_logits = _per_token(act(hidden), self.high_kernel) + jnp.log(self.valid)[:, None]
+        # A one-hot product, not a gather, whose gradient would be a scatter.
+        is_high = (high[:, None] == jnp.arange(high_size)[:, None]).astype(self.dtype)
+        given_high = jnp.einsum("shm,shp->smp", self.high_embedding.astype(self.dtype), is_high)
         low_logits = _per_token(act(hidden + given_high), self.low_kernel)
-        allowed = jnp.arange(low_size) < self.valid[high][..., None]
-        low_logits = jnp.where(allowed, low_logits, -1e30)
-        return -token_nll(high_logits, high) - token_nll(low_logits, low)
+        if high_size * low_size > self.spec.vocab_size:
+            allowed = jnp.arange(low_size)[:, None] < self.valid[high][:, None]
+            low_logits = jnp.where(allowed, low_logits, -1e30)
+        log_prob = -token_nll(high_logits, high, axis=1) - token_nll(low_logits, low, axis=1)
+        return log_prob.T.reshape(tokens.shape)
 
     def _hidden(self, states: jax.Array, tokens: jax.Array, values: jax.Array) -> jax.Array:
-        """(B, N, D) states, (B, N, S) tokens and their values -> (B, N, S, M) pre-activations."""
+        """(B, N, D) states, (B, N, S) tokens and their values -> (S, M, P) pre-activations."""
         b, n, s = tokens.shape
-        x = self.from_state(states)
         earlier, up_to = jnp.tril(jnp.ones((s, s)), -1), jnp.tril(jnp.ones((s, s)))
-        x = x + self._triangular(self.from_tokens_kernel, self._seen(tokens, values), earlier).reshape(b, n, -1)
-        x = ACTIVATIONS[self.activation](x).reshape(b, n, s, -1)
-        return self._triangular(self.hidden_kernel, x, up_to) + self.hidden_bias.astype(self.dtype)
+        seen = self._seen(tokens, values).reshape(b * n, -1)
+        x = self.from_state(states).reshape(b * n, -1) + seen @ self._triangular(self.from_tokens_kernel, earlier)
+        x = ACTIVATIONS[self.activation](x)
+        second = jnp.einsum("pf,fu->up", x, self._triangular(self.hidden_kernel, up_to))
+        return second.reshape(s, -1, b * n) + self.hidden_bias.astype(self.dtype)[..., None]
 
     def _seen(self, tokens: jax.Array, values: jax.Array) -> jax.Array:
         """What a token tells later ones: (...) tokens, (..., values_per_token) -> (..., TOKEN_FEATURES)."""
         return jnp.concatenate([self.token_features(tokens), values.astype(self.dtype)], axis=-1)
 
-    def _triangular(self, kernel: jax.Array, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """(B, N, S, F) -> (B, N, S, M): output token j reads the input tokens that mask[j] allows."""
-        b, n, s, f = x.shape
-        masked = (kernel * mask.T[:, None, :, None]).reshape(s * f, -1).astype(self.dtype)
-        return (x.reshape(b * n, s * f) @ masked).reshape(b, n, s, -1)
+    def _triangular(self, kernel: jax.Array, mask: jax.Array) -> jax.Array:
+        """(S, F, S, M) -> the matrix (S F, S M) by which output token j reads the input tokens that mask[j] allows."""
+        s, f = kernel.shape[:2]
+        return (kernel * mask.T[:, None, :, None]).reshape(s * f, -1).astype(self.dtype)
 
     def begin(self, states: jax.Array) -> "Progress":
         """(B, D) states of one patch, of which no token is known -> what `next` and `observe` read."""
@@ -209,5 +216,5 @@ class Progress(flax.struct.PyTreeNode):
 
 
 def _per_token(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """(B, N, S, M) and a matrix (M, features) for each token -> (B, N, S, features) float32."""
-    return jnp.einsum("bnsm,smf->bnsf", x.astype(jnp.float32), kernel)
+    """(S, M, P) and a matrix (M, features) for each token -> (S, features, P) float32."""
+    return jnp.einsum("smp,smf->sfp", x.astype(jnp.float32), kernel)
