@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     config = CONFIG.value
     config_lib.validate(config)
     with tempfile.TemporaryDirectory() as folder:
-        parts = {step.WHOLE_STEP: (config.train.batch_size, step.whole_step(config))}
+        parts = {step.WHOLE_STEP: (config.train.batch_size, step.whole_step(config).call)}
         parts |= readers(config, pathlib.Path(folder)) | views(config) | quantisers()
         seconds = step.measure({name: call for name, (_, call) in parts.items()}, rounds=5)
         files = decoding(config, pathlib.Path(folder))

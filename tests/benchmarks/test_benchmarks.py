@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from benchmarks import screen, step
+from hybrid_jax import flops
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -15,13 +16,30 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 @pytest.mark.slow
 def test_step_times_every_part(tiny_config):
     config = tiny_config()
-    calls = {"matrix product": lambda: None} | step.parts(config) | {step.WHOLE_STEP: step.whole_step(config)}
-    lines = step.table(config, step.measure(calls, rounds=1)).splitlines()[2:]
+    found = step.parts(config) | {step.WHOLE_STEP: step.whole_step(config)}
+    found |= {name: step.whole_step(specialist) for name, specialist in step.specialists(config).items()}
+    seconds = {step.PEAK: 1.0, step.STREAM: 1.0} | step.measure({k: part.call for k, part in found.items()}, rounds=1)
+    traffic = {step.PEAK: 1.0, step.STREAM: 1e9} | {name: part.traffic for name, part in found.items()}
+    lines = step.table(config, seconds, traffic).splitlines()[2:]
     assert [line.split(" | ")[0] for line in lines] == [
-        "| matrix product", "| augmentation, tokens", "| view_encoder", "| losses", "| likelihood_encoder", "| decoder",
-        "| pixel_head", "| optimizer", "| whole step", "| all parts",
+        "| matrix product", "| x + 1", "| augmentation, tokens", "| view_encoder", "| losses", "| likelihood_encoder",
+        "| decoder", "| pixel_head", "| optimizer", "| whole step", "| generative step", "| contrastive step",
     ]  # fmt: skip
-    assert lines[0].endswith("| 1.00 |") and " 100% " in lines[8]
+    assert "| 1.00 |" in lines[0] and " 100% " in lines[9]
+    assert all(part.traffic > 0 for part in found.values())
+
+
+def test_the_bound_is_the_longer_of_operations_and_bytes(tiny_config):
+    peak = 2.0 * step.PEAK_SIDE**3  # operations a second
+    work = flops.total(tiny_config())
+    seconds = {step.PEAK: 1.0, step.STREAM: 1.0, step.WHOLE_STEP: 4 * work / peak}
+
+    def bound(gigabytes_a_step: float) -> list[str]:
+        traffic = {step.PEAK: 0.0, step.STREAM: 1e9, step.WHOLE_STEP: gigabytes_a_step * 1e9}
+        return step.table(tiny_config(), seconds, traffic).splitlines()[-1].strip("| ").split(" | ")[-2:]
+
+    assert bound(0.0) == ["operations", "0.25"]
+    assert bound(2 * work / peak) == ["bytes", "0.50"]
 
 
 @pytest.mark.slow
