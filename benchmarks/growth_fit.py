@@ -43,6 +43,19 @@ def fit(x: Sequence[float], y: Sequence[float]) -> Fit:
     return Fit(slope, error, tuple((d - b) / (c - a) for (a, b), (c, d) in pairs))
 
 
+def dearer(measured: Sequence[float], required: Sequence[float]) -> float:
+    """Returns what a further unit of the mathematics' count costs between the last two sizes over that of the first two.
+
+    Above 1 something grows that the mathematics does not have. A part of fixed size, which bends exponents, cancels.
+    NaN where the count stays as it is.
+    """
+    if 0 in (required[1] - required[0], required[-1] - required[-2]):
+        return math.nan
+    pairs = list(itertools.pairwise(zip(required, measured, strict=True)))
+    costs = [(d - b) / (c - a) for (a, b), (c, d) in (pairs[0], pairs[-1])]
+    return costs[-1] / costs[0] if costs[0] > 0 else math.nan
+
+
 def points(rows: list[Row], axis: Axis) -> Points:
     """Returns {size: its row}, in rising order; of several passes the least disturbed time.
 
@@ -71,10 +84,14 @@ QUANTITIES: dict[str, tuple[Callable[[Row], float], Callable[[Row], float]]] = {
 
 
 def table(rows: list[Row]) -> str:
-    """Returns exponents of time and memory along every axis, each beside the mathematics' own."""
+    """Returns exponents of time and memory along every axis, each beside the mathematics' own.
+
+    `a further unit` is `dearer`.
+    """
     lines = [
-        "| against | sizes | quantity | smallest to largest | exponent | between neighbours | mathematics | |",
-        "|---|---|---|---|---|---|---|---|",
+        "| against | sizes | quantity | smallest to largest | exponent | between neighbours | mathematics "
+        "| | a further unit |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for axis in AXES:
         found = points(rows, axis)
@@ -86,14 +103,16 @@ def table(rows: list[Row]) -> str:
 
 
 def _line(axis: Axis, found: Points, name: str, pairs: list[tuple[float, float]]) -> str:
-    sizes, ours = list(found), fit(list(found), [pair[0] for pair in pairs])
-    theirs = fit(sizes, [pair[1] for pair in pairs]).exponent
+    sizes, (measured, required) = list(found), zip(*pairs, strict=True)
+    ours, theirs = fit(sizes, measured), fit(sizes, required).exponent
+    unit_cost = dearer(measured, required)
     sign = "" if math.isnan(ours.error) else f" ± {ours.error:.2f}"
     unit = (lambda value: f"{value * 1e3:,.0f} ms") if name == "s/step" else (lambda value: f"{value / MIB:,.0f} MiB")
     return (
         f"| {axis.label} | {', '.join(map(str, sizes))} | {name} | {unit(pairs[0][0])} to {unit(pairs[-1][0])} "
         f"| {ours.exponent:.2f}{sign} | {min(ours.local):.2f} to {max(ours.local):.2f} | {theirs:.2f} "
-        f"| {'**above**' if ours.exponent > theirs + EXCESS else ''} |"
+        f"| {'**above**' if ours.exponent > theirs + EXCESS else ''} "
+        f"| {'' if len(sizes) < 3 or math.isnan(unit_cost) else f'x {unit_cost:.2f}'} |"
     )
 
 

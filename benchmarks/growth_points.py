@@ -6,6 +6,7 @@ from typing import Any
 
 # Near configs/fashion_mnist.py, with half of its batch and of its encoder, so that the largest sizes stay affordable.
 BASE: dict[str, Any] = {
+    "data.image_size": (28, 28),
     "model.patch_size": 7,
     "model.width": 96,
     "model.num_heads": 3,
