@@ -44,7 +44,7 @@ def fit(x: Sequence[float], y: Sequence[float]) -> Fit:
 
 
 def dearer(measured: Sequence[float], required: Sequence[float]) -> float:
-    """Returns what a further unit of the mathematics' count costs between the last two sizes over that of the first two.
+    """Returns what a further unit of the mathematics' count costs between the last two sizes over that of the first.
 
     Above 1 something grows that the mathematics does not have. A part of fixed size, which bends exponents, cancels.
     NaN where the count stays as it is.
