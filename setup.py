@@ -51,6 +51,14 @@ setup(
         "compress": COMPRESS,
         "test": TEST,
         "oracle": [*TEST, "torch==2.13.0", "transformers>=4.57", "pytorch-metric-learning>=2.9"],
+        # What only benchmarks/peers.py is compared with; kornia-rs is the part of it in Rust.
+        "peers": [
+            "kornia==0.9.0",
+            "kornia-rs==0.2.0",
+            "pytorch-metric-learning==2.9.0",
+            "torch==2.13.0",
+            "transformers==5.23.0",
+        ],
         "dev": [*TEST, "mypy>=1.18", "ruff>=0.14"],
         "tensorboard": ["tensorboardX>=2.6.2"],
         "wandb": ["wandb>=0.19"],

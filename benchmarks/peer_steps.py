@@ -1,0 +1,129 @@
+"""The contests of whole train steps: hybrid, contrastive only, generative only."""
+
+import math
+from collections.abc import Callable
+
+from benchmarks.contest import Call, Contest, Described, Factory, cores
+from benchmarks.peer_start import start_contest
+
+_GOAL = 2.0
+
+
+def contests() -> list[Contest]:
+    """Returns the contests (a), (b), (c) and (g)."""
+    return [
+        Contest("a", "hybrid step, configs/fashion_mnist.py", "step of 128 images", _GOAL, _hybrid(_fashion_mnist)),
+        Contest("a", "hybrid step, the same at width 256", "step of 128 images", _GOAL, _hybrid(_wide)),
+        Contest("b", "contrastive step, all patches kept", "step of 128 images", _GOAL, _contrastive()),
+        Contest("c", "generative step, Image GPT, 256 tokens", "step of 16 images", _GOAL, _generative()),
+        start_contest(),
+    ]
+
+
+def _fashion_mnist(optimizer: str = "adamw"):
+    from configs import fashion_mnist
+
+    config = fashion_mnist.get_config()
+    # The peers have no Muon.
+    config.optimizer.name = optimizer
+    return config
+
+
+def _wide(optimizer: str = "adamw"):
+    config = _fashion_mnist(optimizer)
+    config.model.width, config.model.num_heads = 256, 8
+    return config
+
+
+def _all_patches():
+    config = _fashion_mnist()
+    config.objective.generative_weight, config.augment.view_keep = 0.0, 1.0
+    return config
+
+
+def _palette():
+    config = _fashion_mnist()
+    config.data.image_size, config.data.channels = (16, 16), 3
+    config.model.update({
+        "patch_size": 1, "token_kind": "palette", "palette_size": 512, "encoder_layers": 0, "decoder_layers": 8,
+        "width": 128, "num_heads": 4, "activation": "quick_gelu",
+    })  # fmt: skip
+    config.objective.contrastive_weight, config.train.likelihood_fraction = 0.0, 1.0
+    config.train.batch_size, config.augment.recipe = 16, "none"
+    return config
+
+
+def _hybrid(make: Callable) -> dict[str, Factory]:
+    return {
+        "hybrid_jax, AdamW": lambda quick: ours(make()),
+        "hybrid_jax, its own Muon": lambda quick: ours(make("muon")),
+        "HF ImageGPT blocks, NTXentLoss": lambda quick: _torch_hybrid(make(), "imagegpt", True, False),
+        "the same, torch.compile": lambda quick: _torch_hybrid(make(), "imagegpt", True, True),
+        "HF GPT-2 blocks (sdpa), NT-Xent as cross-entropy": lambda quick: _torch_hybrid(make(), "gpt2", False, False),
+        "the last, torch.compile": lambda quick: _torch_hybrid(make(), "gpt2", False, True),
+    }
+
+
+def _contrastive() -> dict[str, Factory]:
+    make = _all_patches
+    return {
+        "hybrid_jax": lambda quick: ours(make()),
+        "HF ViT (sdpa), NTXentLoss": lambda quick: _torch_hybrid(make(), "vit", True, False),
+        "the same, torch.compile": lambda quick: _torch_hybrid(make(), "vit", True, True),
+        "HF ViT (sdpa), NT-Xent as cross-entropy": lambda quick: _torch_hybrid(make(), "vit", False, False),
+        "the last, torch.compile": lambda quick: _torch_hybrid(make(), "vit", False, True),
+    }
+
+
+def _generative() -> dict[str, Factory]:
+    make = _palette
+    return {
+        "hybrid_jax": lambda quick: ours(make()),
+        "HF ImageGPT": lambda quick: _torch_image_gpt(make(), "imagegpt", False),
+        "the same, torch.compile": lambda quick: _torch_image_gpt(make(), "imagegpt", True),
+        "HF GPT-2 (sdpa)": lambda quick: _torch_image_gpt(make(), "gpt2", False),
+        "the last, torch.compile": lambda quick: _torch_image_gpt(make(), "gpt2", True),
+    }
+
+
+def ours(config) -> Call:
+    """Returns a call of hybrid_jax's jitted train step, augmentation included."""
+    import jax
+
+    from benchmarks import step
+    from hybrid_jax import config as config_lib
+    from hybrid_jax import flops
+
+    config_lib.validate(config)
+    run = step.whole_step(config)
+    state, _ = run()
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    facts = {"parameters": count, "gflop": flops.total(config) / 1e9}
+    return Described(lambda: jax.block_until_ready(run()), facts)
+
+
+def _torch_hybrid(config, blocks: str, library_loss: bool, compiled: bool) -> Call:
+    import torch
+
+    torch.set_num_threads(cores())
+    from benchmarks import torch_models
+
+    module = torch_models.Hybrid(config, torch_models.Kind(blocks, library_loss, compiled))
+    return _torch_step(torch_models, module, torch_models.batch(config), config, compiled)
+
+
+def _torch_image_gpt(config, blocks: str, compiled: bool) -> Call:
+    import torch
+
+    torch.set_num_threads(cores())
+    from benchmarks import torch_models
+
+    module = torch_models.NextColour(config, torch_models.Kind(blocks, False, compiled))
+    shape = (config.train.batch_size, math.prod(config.data.image_size))
+    data = (torch.randint(config.model.palette_size, shape),)
+    return _torch_step(torch_models, module, data, config, compiled)
+
+
+def _torch_step(torch_models, module, data, config, compiled: bool) -> Call:
+    facts = torch_models.facts(module, data)
+    return Described(torch_models.step(module, data, config, compiled), facts)
