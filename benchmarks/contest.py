@@ -43,7 +43,7 @@ class Contest:
         does one unit of work and returns when that is done. The first label that starts with `hybrid_jax` is
         what others are compared with.
       same_parameters: whether all contenders that tell their parameter counts must agree within a few per cent.
-      only_full: whether `--quick` leaves it out.
+      most_rounds: rounds that it has at most, whatever was asked for; long calls need few.
     """
 
     letter: str
@@ -52,7 +52,7 @@ class Contest:
     goal: float
     contenders: dict[str, Factory]
     same_parameters: bool = True
-    only_full: bool = False
+    most_rounds: int = 1000
 
     def ours(self) -> str:
         """Returns the label that others are compared with."""
@@ -65,11 +65,13 @@ class Described:
 
     Attributes:
       call: does one unit of work.
-      facts: `parameters` (a count), `gflop` (10^9 operations a call, counted analytically), `threads`.
+      facts: `parameters` (a count), `gflop` (10^9 operations a call), `threads`.
+      warm_up: whether it is called once before it is timed.
     """
 
     call: Call
     facts: dict[str, float]
+    warm_up: bool = True
 
     def __call__(self) -> object:
         """Does one unit of work."""
@@ -120,7 +122,7 @@ def hold(contest: Contest, command: Callable[[str], list[str]], rounds: int, lea
             # One at a time: what they prepare must not slow the others' preparation down to their time limit.
             workers[label] = _Worker(command(label))
             _told(result, workers[label], "ready", None, _READY_SECONDS)
-        for _ in range(rounds):
+        for _ in range(min(rounds, contest.most_rounds)):
             for label, result in results.items():
                 if not result.trouble:
                     time.sleep(_SETTLE_SECONDS)
@@ -186,7 +188,8 @@ def work(factory: Factory, quick: bool) -> None:
     answers = _answers()
     try:
         call = factory(quick)
-        call()
+        if getattr(call, "warm_up", True):
+            call()
         _say(answers, "ready", json.dumps(getattr(call, "facts", {})))
         for line in sys.stdin:
             if line.strip() == "end":

@@ -53,7 +53,7 @@ def main() -> None:
         return
     if flags.rounds < 0:
         raise UserError(f"--rounds={flags.rounds}: must be at least 1")
-    chosen = choose(contests(), flags.only, flags.quick)
+    chosen = choose(contests(), flags.only)
     rounds, least = flags.rounds or (3 if flags.quick else 9), 0.2 if flags.quick else 0.5
     print("\n".join(head(rounds)), flush=True)
     for number, contest in chosen:
@@ -61,7 +61,7 @@ def main() -> None:
         print("\n".join(rows(contest, results)), flush=True)
 
 
-def choose(every: list[Contest], only: str, quick: bool) -> list[tuple[int, Contest]]:
+def choose(every: list[Contest], only: str) -> list[tuple[int, Contest]]:
     """Returns the contests that the flags ask for, each with its place in the list of all.
 
     Raises:
@@ -71,7 +71,7 @@ def choose(every: list[Contest], only: str, quick: bool) -> list[tuple[int, Cont
     asked = {letter for letter in only.split(",") if letter} or set(letters)
     if asked - set(letters):
         raise UserError(f"--only={only}: must be letters of {', '.join(letters)}, with commas between")
-    return [(i, c) for i, c in enumerate(every) if c.letter in asked and not (quick and c.only_full)]
+    return [(i, c) for i, c in enumerate(every) if c.letter in asked]
 
 
 def _command(number: int, label: str, quick: bool) -> list[str]:
@@ -110,11 +110,13 @@ def rows(contest: Contest, results: dict[str, Result]) -> list[str]:
     lines = []
     for label, result in results.items():
         first = f"({contest.letter}) {contest.what}" if not lines else ""
-        lines.append(f"| {first} | {label}{_facts(contest, result, ours)} | {' | '.join(_cells(contest, result, ours))} |")
+        lines.append(
+            f"| {first} | {label}{_facts(contest, result, ours)} | {' | '.join(_cells(contest, label, result, ours))} |"
+        )
     return lines
 
 
-def _cells(contest: Contest, result: Result, ours: Result) -> list[str]:
+def _cells(contest: Contest, label: str, result: Result, ours: Result) -> list[str]:
     if result.trouble:
         return [_trouble(result.trouble), "", "", "", ""]
     same = result is ours
@@ -123,7 +125,7 @@ def _cells(contest: Contest, result: Result, ours: Result) -> list[str]:
         f"{duration(result.median())} a {contest.unit}" if same else duration(result.median()),
         f"{duration(min(result.seconds))} to {duration(max(result.seconds))}",
         "" if math.isnan(ours.median()) else ratio,
-        "" if same else f"{contest.goal:g}",
+        "" if label.startswith(contest_lib.OURS) else f"{contest.goal:g}",
         f"{result.rss / 2**20:,.0f} MiB",
     ]
 

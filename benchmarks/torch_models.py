@@ -8,6 +8,7 @@ hidden units per token.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 
@@ -129,7 +130,8 @@ class MaskedHead(nn.Module):
         high, low = tokens // _FACTOR, tokens % _FACTOR
         given = self.given[torch.arange(s), high]
         logits = _per_token(act(x), self.high), _per_token(act(x + given), self.low)
-        return sum(functional.cross_entropy(l.reshape(-1, _FACTOR), t.reshape(-1)) for l, t in zip(logits, (high, low)))
+        nll = lambda scores, parts: functional.cross_entropy(scores.reshape(-1, _FACTOR), parts.reshape(-1))
+        return nll(logits[0], high) + nll(logits[1], low)
 
 
 def _per_token(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
@@ -152,7 +154,7 @@ class Hybrid(nn.Module):
         self.encoder = Stack(kind.blocks, d, model.num_heads, n, model.encoder_layers)
         if self.weights[1]:
             dims = [d, *model.projection_dims]
-            layers = [nn.Linear(a, b) for a, b in zip(dims, dims[1:], strict=False)]
+            layers = [nn.Linear(a, b) for a, b in itertools.pairwise(dims)]
             self.projection = nn.Sequential(layers[0], nn.GELU(approximate="tanh"), layers[1])
             self.contrast = _library_nt_xent(self.temperature) if kind.library_loss else self._nt_xent
         if self.weights[0]:
