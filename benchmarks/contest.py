@@ -43,7 +43,8 @@ class Contest:
         does one unit of work and returns when that is done. The first label that starts with `hybrid_jax` is
         what others are compared with.
       same_parameters: whether all contenders that tell their parameter counts must agree within a few per cent.
-      most_rounds: rounds that it has at most, whatever was asked for; long calls need few.
+      rounds: times each contender is measured, in full and with `--quick`, unless `--rounds` says otherwise.
+      only_full: whether `--quick` leaves it out.
     """
 
     letter: str
@@ -52,7 +53,8 @@ class Contest:
     goal: float
     contenders: dict[str, Factory]
     same_parameters: bool = True
-    most_rounds: int = 1000
+    rounds: tuple[int, int] = (9, 3)
+    only_full: bool = False
 
     def ours(self) -> str:
         """Returns the label that others are compared with."""
@@ -122,7 +124,7 @@ def hold(contest: Contest, command: Callable[[str], list[str]], rounds: int, lea
             # One at a time: what they prepare must not slow the others' preparation down to their time limit.
             workers[label] = _Worker(command(label))
             _told(result, workers[label], "ready", None, _READY_SECONDS)
-        for _ in range(min(rounds, contest.most_rounds)):
+        for _ in range(rounds):
             for label, result in results.items():
                 if not result.trouble:
                     time.sleep(_SETTLE_SECONDS)

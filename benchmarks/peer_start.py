@@ -30,7 +30,7 @@ def start_contest() -> Contest:
     }
     compiled = [*torch, "--compiled"]
     what = f"from the command to its first step, {_CONFIG}"
-    return Contest("g", what, "start", 1.0, contenders, same_parameters=False, most_rounds=3)
+    return Contest("g", what, "start", 1.0, contenders, same_parameters=False, rounds=(3, 1))
 
 
 def kept(arguments: list[str], variable: str) -> Call:
@@ -90,13 +90,13 @@ def main(compiled: bool) -> None:
     """Does one step in PyTorch and says so."""
     import torch
 
-    from benchmarks import torch_models
+    from benchmarks import torch_models, torch_steps
     from configs import quickstart
 
     torch.set_num_threads(cores())
     config = quickstart.get_config()
-    module = torch_models.Hybrid(config, torch_models.Kind("gpt2", library_loss=False, compiled=compiled))
-    torch_models.step(module, torch_models.batch(config), config, compiled)()
+    module = torch_models.Hybrid(config, torch_models.Kind("gpt2", library_loss=False))
+    torch_steps.step(module, torch_steps.batch(config), config, compiled)()
     print("step 1", flush=True)
 
 

@@ -42,26 +42,26 @@ def contests() -> list[Contest]:
 def main() -> None:
     """Prints the table, contest by contest."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller sizes")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, and without the slowest contests")
     parser.add_argument("--only", default="", help="letters of the contests to hold, such as a,c")
-    parser.add_argument("--rounds", type=int, default=0, help="times each contender is measured")
+    parser.add_argument("--rounds", type=int, help="times each contender is measured")
     parser.add_argument("--worker", default="", help="used by the command itself: be this contender")
     flags = parser.parse_args()
     if flags.worker:
         number, _, label = flags.worker.partition(" ")
         contest_lib.work(contests()[int(number)].contenders[label], flags.quick)
         return
-    if flags.rounds < 0:
+    if flags.rounds is not None and flags.rounds < 1:
         raise UserError(f"--rounds={flags.rounds}: must be at least 1")
-    chosen = choose(contests(), flags.only)
-    rounds, least = flags.rounds or (3 if flags.quick else 9), 0.2 if flags.quick else 0.5
-    print("\n".join(head(rounds)), flush=True)
+    chosen = choose(contests(), flags.only, flags.quick)
+    print("\n".join(head()), flush=True)
     for number, contest in chosen:
+        rounds, least = flags.rounds or contest.rounds[flags.quick], 0.2 if flags.quick else 0.5
         results = contest_lib.hold(contest, lambda label, n=number: _command(n, label, flags.quick), rounds, least)
         print("\n".join(rows(contest, results)), flush=True)
 
 
-def choose(every: list[Contest], only: str) -> list[tuple[int, Contest]]:
+def choose(every: list[Contest], only: str, quick: bool) -> list[tuple[int, Contest]]:
     """Returns the contests that the flags ask for, each with its place in the list of all.
 
     Raises:
@@ -71,18 +71,18 @@ def choose(every: list[Contest], only: str) -> list[tuple[int, Contest]]:
     asked = {letter for letter in only.split(",") if letter} or set(letters)
     if asked - set(letters):
         raise UserError(f"--only={only}: must be letters of {', '.join(letters)}, with commas between")
-    return [(i, c) for i, c in enumerate(every) if c.letter in asked]
+    return [(i, c) for i, c in enumerate(every) if c.letter in asked and not (quick and c.only_full)]
 
 
 def _command(number: int, label: str, quick: bool) -> list[str]:
     return [sys.executable, "-m", "benchmarks.peers", f"--worker={number} {label}", *(["--quick"] if quick else [])]
 
 
-def head(rounds: int) -> list[str]:
+def head() -> list[str]:
     """Returns the lines above the rows: date, machine, versions, and the names of the columns."""
     day, cores = datetime.date.today().isoformat(), contest_lib.cores()
     return [
-        f"{day}; {cores} cores, {processor()}; {cores} threads for each contender, float32; {rounds} rounds in turn  ",
+        f"{day}; {cores} cores, {processor()}; {cores} threads for each contender, float32  ",
         contest_lib.versions(PACKAGES),
         "",
         f"| {' | '.join(_COLUMNS)} |",
@@ -109,7 +109,7 @@ def rows(contest: Contest, results: dict[str, Result]) -> list[str]:
     ours = results[contest.ours()]
     lines = []
     for label, result in results.items():
-        first = f"({contest.letter}) {contest.what}" if not lines else ""
+        first = f"({contest.letter}) {contest.what}, {len(ours.seconds)} rounds" if not lines else ""
         lines.append(
             f"| {first} | {label}{_facts(contest, result, ours)} | {' | '.join(_cells(contest, label, result, ours))} |"
         )
