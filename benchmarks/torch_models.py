@@ -196,7 +196,8 @@ def _library_nt_xent(temperature: float) -> Callable:
     from pytorch_metric_learning.losses import NTXentLoss, SelfSupervisedLoss
 
     # Its indices depend on the data: the compiler would only warn and stop there by itself.
-    return torch.compiler.disable(SelfSupervisedLoss(NTXentLoss(temperature)))
+    loss = SelfSupervisedLoss(NTXentLoss(temperature))
+    return torch.compiler.disable(lambda one, two: loss(one, two))
 
 
 def image_gpt(config, blocks: str) -> nn.Module:
