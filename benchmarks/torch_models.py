@@ -209,6 +209,7 @@ def image_gpt(config, blocks: str) -> nn.Module:
         "n_embd": model.width, "n_layer": model.decoder_layers, "n_head": model.num_heads,
         "n_positions": math.prod(config.data.image_size), "vocab_size": model.palette_size + 1, "use_cache": False,
         "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "tie_word_embeddings": False,
+        "bos_token_id": None, "eos_token_id": None,
     }  # fmt: skip
     if blocks == "gpt2":
         return GPT2LMHeadModel(GPT2Config(activation_function="quick_gelu", attn_implementation="sdpa", **sizes))
