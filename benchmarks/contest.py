@@ -43,6 +43,7 @@ class Contest:
         does one unit of work and returns when that is done. The first label that starts with `hybrid_jax` is
         what others are compared with.
       same_parameters: whether all contenders that tell their parameter counts must agree within a few per cent.
+      rounds: times each contender is measured, in full and with `--quick`, unless `--rounds` says otherwise.
       only_full: whether `--quick` leaves it out.
     """
 
@@ -52,6 +53,7 @@ class Contest:
     goal: float
     contenders: dict[str, Factory]
     same_parameters: bool = True
+    rounds: tuple[int, int] = (9, 3)
     only_full: bool = False
 
     def ours(self) -> str:
@@ -65,11 +67,13 @@ class Described:
 
     Attributes:
       call: does one unit of work.
-      facts: `parameters` (a count), `gflop` (10^9 operations a call, counted analytically), `threads`.
+      facts: `parameters` (a count), `gflop` (10^9 operations a call), `threads`.
+      warm_up: whether it is called once before it is timed.
     """
 
     call: Call
     facts: dict[str, float]
+    warm_up: bool = True
 
     def __call__(self) -> object:
         """Does one unit of work."""
@@ -186,7 +190,8 @@ def work(factory: Factory, quick: bool) -> None:
     answers = _answers()
     try:
         call = factory(quick)
-        call()
+        if getattr(call, "warm_up", True):
+            call()
         _say(answers, "ready", json.dumps(getattr(call, "facts", {})))
         for line in sys.stdin:
             if line.strip() == "end":

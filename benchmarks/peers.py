@@ -42,21 +42,21 @@ def contests() -> list[Contest]:
 def main() -> None:
     """Prints the table, contest by contest."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller sizes")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, and without the slowest contests")
     parser.add_argument("--only", default="", help="letters of the contests to hold, such as a,c")
-    parser.add_argument("--rounds", type=int, default=0, help="times each contender is measured")
+    parser.add_argument("--rounds", type=int, help="times each contender is measured")
     parser.add_argument("--worker", default="", help="used by the command itself: be this contender")
     flags = parser.parse_args()
     if flags.worker:
         number, _, label = flags.worker.partition(" ")
         contest_lib.work(contests()[int(number)].contenders[label], flags.quick)
         return
-    if flags.rounds < 0:
+    if flags.rounds is not None and flags.rounds < 1:
         raise UserError(f"--rounds={flags.rounds}: must be at least 1")
     chosen = choose(contests(), flags.only, flags.quick)
-    rounds, least = flags.rounds or (3 if flags.quick else 9), 0.2 if flags.quick else 0.5
-    print("\n".join(head(rounds)), flush=True)
+    print("\n".join(head()), flush=True)
     for number, contest in chosen:
+        rounds, least = flags.rounds or contest.rounds[flags.quick], 0.2 if flags.quick else 0.5
         results = contest_lib.hold(contest, lambda label, n=number: _command(n, label, flags.quick), rounds, least)
         print("\n".join(rows(contest, results)), flush=True)
 
@@ -78,11 +78,11 @@ def _command(number: int, label: str, quick: bool) -> list[str]:
     return [sys.executable, "-m", "benchmarks.peers", f"--worker={number} {label}", *(["--quick"] if quick else [])]
 
 
-def head(rounds: int) -> list[str]:
+def head() -> list[str]:
     """Returns the lines above the rows: date, machine, versions, and the names of the columns."""
     day, cores = datetime.date.today().isoformat(), contest_lib.cores()
     return [
-        f"{day}; {cores} cores, {processor()}; {cores} threads for each contender, float32; {rounds} rounds in turn  ",
+        f"{day}; {cores} cores, {processor()}; {cores} threads for each contender, float32  ",
         contest_lib.versions(PACKAGES),
         "",
         f"| {' | '.join(_COLUMNS)} |",
@@ -109,12 +109,14 @@ def rows(contest: Contest, results: dict[str, Result]) -> list[str]:
     ours = results[contest.ours()]
     lines = []
     for label, result in results.items():
-        first = f"({contest.letter}) {contest.what}" if not lines else ""
-        lines.append(f"| {first} | {label}{_facts(contest, result, ours)} | {' | '.join(_cells(contest, result, ours))} |")
+        first = f"({contest.letter}) {contest.what}, {len(ours.seconds)} rounds" if not lines else ""
+        lines.append(
+            f"| {first} | {label}{_facts(contest, result, ours)} | {' | '.join(_cells(contest, label, result, ours))} |"
+        )
     return lines
 
 
-def _cells(contest: Contest, result: Result, ours: Result) -> list[str]:
+def _cells(contest: Contest, label: str, result: Result, ours: Result) -> list[str]:
     if result.trouble:
         return [_trouble(result.trouble), "", "", "", ""]
     same = result is ours
@@ -123,7 +125,7 @@ def _cells(contest: Contest, result: Result, ours: Result) -> list[str]:
         f"{duration(result.median())} a {contest.unit}" if same else duration(result.median()),
         f"{duration(min(result.seconds))} to {duration(max(result.seconds))}",
         "" if math.isnan(ours.median()) else ratio,
-        "" if same else f"{contest.goal:g}",
+        "" if label.startswith(contest_lib.OURS) else f"{contest.goal:g}",
         f"{result.rss / 2**20:,.0f} MiB",
     ]
 

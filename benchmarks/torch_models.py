@@ -1,6 +1,6 @@
-"""What a user of PyTorch would write for the same train step: Hugging Face's blocks, pytorch-metric-learning's loss.
+"""What a user of PyTorch would write for the same model: Hugging Face's blocks, pytorch-metric-learning's loss.
 
-Sizes, masks, heads and optimizer are those of hybrid_jax's model; what the parts do not share is bias vectors and the
+Sizes, masks and heads are those of hybrid_jax's model; what the parts do not share is bias vectors and the
 kind of norm. Nothing here imports jax.
 
 Dimensions: B batch, L images with a likelihood, N patches, Q kept patches of a view, S tokens per patch, D width, M
@@ -8,14 +8,13 @@ hidden units per token.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.optim import swa_utils
-from torch.utils.flop_counter import FlopCounterMode
 
 LEVELS, _FEATURES = 256, 8
 _FACTOR = math.isqrt(LEVELS)
@@ -23,17 +22,15 @@ _FACTOR = math.isqrt(LEVELS)
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """How the PyTorch step is put together.
+    """What the PyTorch model is made of.
 
     Attributes:
       blocks: `imagegpt` as Hugging Face ships it, or `gpt2` or `vit` with `scaled_dot_product_attention`.
       library_loss: NT-Xent of pytorch-metric-learning; else as one cross-entropy over the similarities.
-      compiled: by torch.compile, from the tokens to the loss.
     """
 
     blocks: str
     library_loss: bool
-    compiled: bool
 
 
 def _imagegpt(width: int, heads: int, positions: int, depth: int) -> tuple[nn.ModuleList, nn.Module]:
@@ -129,7 +126,8 @@ class MaskedHead(nn.Module):
         high, low = tokens // _FACTOR, tokens % _FACTOR
         given = self.given[torch.arange(s), high]
         logits = _per_token(act(x), self.high), _per_token(act(x + given), self.low)
-        return sum(functional.cross_entropy(l.reshape(-1, _FACTOR), t.reshape(-1)) for l, t in zip(logits, (high, low)))
+        nll = lambda scores, parts: functional.cross_entropy(scores.reshape(-1, _FACTOR), parts.reshape(-1))
+        return nll(logits[0], high) + nll(logits[1], low)
 
 
 def _per_token(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
@@ -152,7 +150,7 @@ class Hybrid(nn.Module):
         self.encoder = Stack(kind.blocks, d, model.num_heads, n, model.encoder_layers)
         if self.weights[1]:
             dims = [d, *model.projection_dims]
-            layers = [nn.Linear(a, b) for a, b in zip(dims, dims[1:], strict=False)]
+            layers = [nn.Linear(a, b) for a, b in itertools.pairwise(dims)]
             self.projection = nn.Sequential(layers[0], nn.GELU(approximate="tanh"), layers[1])
             self.contrast = _library_nt_xent(self.temperature) if kind.library_loss else self._nt_xent
         if self.weights[0]:
@@ -198,20 +196,11 @@ def _library_nt_xent(temperature: float) -> Callable:
     from pytorch_metric_learning.losses import NTXentLoss, SelfSupervisedLoss
 
     # Its indices depend on the data: the compiler would only warn and stop there by itself.
-    return torch.compiler.disable(SelfSupervisedLoss(NTXentLoss(temperature)))
+    loss = SelfSupervisedLoss(NTXentLoss(temperature))
+    return torch.compiler.disable(lambda one, two: loss(one, two))
 
 
-def batch(config) -> tuple[torch.Tensor, ...]:
-    """Returns random tokens (L, N, S), ready views (2B, Q, S) and the patches they keep (2B, Q)."""
-    s, size = config.model.patch_size**2, config.train.batch_size
-    n = math.prod(config.data.image_size) // s
-    kept = max(1, round(n * config.augment.view_keep))
-    keep = torch.rand(2 * size, n).argsort(1)[:, :kept]
-    tokens = torch.randint(LEVELS, (round(size * config.train.likelihood_fraction), n, s))
-    return tokens, torch.randint(LEVELS, (2 * size, kept, s)), keep
-
-
-def image_gpt(config, kind: Kind) -> nn.Module:
+def image_gpt(config, blocks: str) -> nn.Module:
     """Returns Hugging Face's whole model of an Image GPT config; its first colour after the last is the start."""
     from transformers import GPT2Config, GPT2LMHeadModel, ImageGPTConfig, ImageGPTForCausalImageModeling
 
@@ -220,8 +209,9 @@ def image_gpt(config, kind: Kind) -> nn.Module:
         "n_embd": model.width, "n_layer": model.decoder_layers, "n_head": model.num_heads,
         "n_positions": math.prod(config.data.image_size), "vocab_size": model.palette_size + 1, "use_cache": False,
         "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "tie_word_embeddings": False,
+        "bos_token_id": None, "eos_token_id": None,
     }  # fmt: skip
-    if kind.blocks == "gpt2":
+    if blocks == "gpt2":
         return GPT2LMHeadModel(GPT2Config(activation_function="quick_gelu", attn_implementation="sdpa", **sizes))
     return ImageGPTForCausalImageModeling(ImageGPTConfig(**sizes))
 
@@ -229,49 +219,12 @@ def image_gpt(config, kind: Kind) -> nn.Module:
 class NextColour(nn.Module):
     """The likelihood of an Image GPT of Hugging Face's."""
 
-    def __init__(self, config, kind: Kind):
+    def __init__(self, config, blocks: str):
         super().__init__()
-        self.model, self.start = image_gpt(config, kind), config.model.palette_size
+        self.model, self.start = image_gpt(config, blocks), config.model.palette_size
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, N) colours -> () mean nats per token."""
         inputs = functional.pad(tokens[:, :-1], (1, 0), value=self.start)
         logits = self.model(input_ids=inputs).logits
         return functional.cross_entropy(logits.flatten(0, 1), tokens.flatten())
-
-
-def step(module: nn.Module, data: tuple[torch.Tensor, ...], config, compiled: bool) -> Callable[[], object]:
-    """Returns a call of one train step: loss, gradient, clipping, AdamW and, where the config has one, the average."""
-    c = config.optimizer
-    parameters = list(module.parameters())
-    optimizer = torch.optim.AdamW(
-        parameters, lr=c.learning_rate, betas=(0.9, c.b2), weight_decay=c.weight_decay, fused=True
-    )
-    average = None
-    if config.train.ema_decay:
-        ema = swa_utils.get_ema_multi_avg_fn(config.train.ema_decay)
-        average = swa_utils.AveragedModel(module, multi_avg_fn=ema)
-    run = torch.compile(module, dynamic=False) if compiled else module
-
-    def call() -> float:
-        optimizer.zero_grad(set_to_none=True)
-        loss = run(*data)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, c.clip_norm, foreach=True)
-        optimizer.step()
-        if average is not None:
-            average.update_parameters(module)
-        return loss.item()
-
-    return call
-
-
-def facts(module: nn.Module, data: tuple[torch.Tensor, ...]) -> dict[str, float]:
-    """Returns the count of parameters and the operations of a gradient, as PyTorch counts them."""
-    with FlopCounterMode(display=False) as counter:
-        module(*data).backward()
-    return {
-        "parameters": sum(p.numel() for p in module.parameters()),
-        "gflop": counter.get_total_flops() / 1e9,
-        "threads": torch.get_num_threads(),
-    }
