@@ -98,7 +98,7 @@ def ours(config) -> Call:
     from hybrid_jax import flops
 
     config_lib.validate(config)
-    run = step.whole_step(config)
+    run = step.whole_step(config).call
     state, _ = run()
     count = sum(x.size for x in jax.tree.leaves(state.params))
     facts = {"parameters": count, "gflop": flops.total(config) / 1e9}
