@@ -1,5 +1,6 @@
 """The two losses: pure, float32, per example; reduction and weights belong to the train step."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -34,7 +35,8 @@ def nt_xent(z1: jax.Array, z2: jax.Array, temperature: float, block_size: int | 
     lightly's NTXentLoss, solo-learn's simclr_loss_func and optax.losses.ntxent, and exactly half of
     google-research/simclr's add_contrastive_loss, which adds the means over the two views.
 
-    Memory grows with 2B * block_size forward and backward; no (B, B, D) array is formed.
+    Memory grows with 2B * block_size forward and backward; no (B, B, D) array is formed. The gradient is written by
+    hand, so there is reverse mode only (jax.grad, jax.vjp), once: no jax.jvp, no second derivatives.
 
     Args:
       z1, z2: (B, D) embeddings of the two views, not normalised; row i of both is one image.
@@ -74,31 +76,93 @@ def nt_xent_and_accuracy(
     z = _normalise(jnp.stack([z1, z2], axis=1).reshape(rows, dim).astype(jnp.float32))
     # The default keeps a block's similarities within 32 MiB a device.
     block = min(block_size or devices * max(1, 2**23 // rows), rows)
-    blocks = -(-rows // block)
-    padded = jnp.pad(z, ((0, blocks * block - rows), (0, 0)))
+    losses, hits = _interleaved_nt_xent(z / jnp.sqrt(temperature), block)
+    return _views_in_order(losses), _views_in_order(hits)
 
-    # Recomputing a block in the backward pass is what keeps memory at one block.
-    @jax.checkpoint
-    def one_block(anchors_and_index):
-        anchors, index = anchors_and_index
-        # Float32 products also on TPUs, whose default would round them to bfloat16.
-        cosine = jnp.matmul(anchors, z.T, precision=jax.lax.Precision.HIGHEST)
-        similarity = cosine / temperature
-        column = jnp.arange(rows)
-        similarity = jnp.where(column == index[:, None], -jnp.inf, similarity)
-        is_positive = column == (index ^ 1)[:, None]
-        positive = jnp.sum(jnp.where(is_positive, similarity, 0), axis=-1)
-        hardest = jnp.max(jnp.where(is_positive, -jnp.inf, similarity), axis=-1)
-        return jax.nn.logsumexp(similarity, axis=-1) - positive, (positive > hardest).astype(jnp.float32)
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _interleaved_nt_xent(y: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
+    """Losses and hits of rows whose inner products s = y y^T are the similarities, with a gradient by hand.
+
+    loss_i = lse_i - s_ii', where i' = i ^ 1 and lse_i = log sum over j != i of exp(s_ij). For weights w_i of the
+    losses let G_ij = w_i exp(s_ij - lse_i), and 0 where j = i. As d s_ij = y_j . dy_i + y_i . dy_j,
+
+      d sum(w_i loss_i) / dy_i = sum over j of (G_ij + G_ji) y_j - (w_i + w_i') y_i',
+
+    and s_ij = s_ji gives G_ji from row i's similarities: a backward pass is two products of a block with y.
+
+    Args:
+      y: (2B, D) float32, row 2i + v is view v of image i.
+      block: rows at once, at most 2B.
+
+    Returns:
+      (2B,) losses and (2B,) hits.
+    """
+    return _nt_xent_forward(y, block)[0]
+
+
+def _nt_xent_forward(y: jax.Array, block: int):
+    def one_block(rows):
+        anchors, index = rows
+        similarity = _similarity(anchors, y)
+        # An entry of the product, not a sum of its own: equal embeddings have to tie exactly.
+        positive = jnp.take_along_axis(similarity, (index ^ 1)[:, None], axis=1)[:, 0]
+        # Read before the mask is laid on, which then needs no second copy of the block.
+        positive, similarity = jax.lax.optimization_barrier((positive, similarity))
+        image = jnp.arange(len(y)) // 2
+        negatives = jnp.where(image == (index // 2)[:, None], -jnp.inf, similarity)
+        hardest = jnp.max(negatives, axis=-1)
+        most = jnp.maximum(hardest, positive)
+        total = jnp.exp(positive - most) + jnp.sum(jnp.exp(negatives - most[:, None]), axis=-1)
+        lse = most + jnp.log(total)
+        return lse - positive, (positive > hardest).astype(jnp.float32), lse
+
+    losses, hits, lse = _map_blocks(one_block, block, (y, jnp.arange(len(y))))
+    return (losses, hits), (y, lse)
+
+
+def _nt_xent_backward(block: int, kept, cotangents):
+    y, lse = kept
+    weight = cotangents[0]
+
+    def one_block(rows):
+        anchors, index, own_lse, own_weight = rows
+        similarity = _similarity(anchors, y)
+        pull = own_weight[:, None] * jnp.exp(similarity - own_lse[:, None]) + weight * jnp.exp(similarity - lse)
+        pull = jnp.where(jnp.arange(len(y)) == index[:, None], 0, pull)
+        return jnp.matmul(pull, y, precision=jax.lax.Precision.HIGHEST)
+
+    towards_all = _map_blocks(one_block, block, (y, jnp.arange(len(y)), lse, weight))
+    return (towards_all - (weight + _partner(weight))[:, None] * _partner(y),)
+
+
+_interleaved_nt_xent.defvjp(_nt_xent_forward, _nt_xent_backward)
+
+
+def _similarity(anchors: jax.Array, y: jax.Array) -> jax.Array:
+    # Float32 products also on TPUs, whose default would round them to bfloat16.
+    return jnp.matmul(anchors, y.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def _map_blocks(function, block: int, arrays):
+    """function(arrays) for arrays and results of R rows each, `block` rows at once."""
+    rows = len(arrays[0])
+    if block == rows:
+        return function(arrays)
+    blocks = -(-rows // block)
 
     # Strided blocks: every block holds rows of every device, so that all of them work on each.
-    anchors = padded.reshape(block, blocks, dim).swapaxes(0, 1)
-    index = jnp.arange(blocks * block).reshape(block, blocks).T
-    if blocks == 1:
-        losses, hits = one_block((anchors[0], index[0]))
-    else:
-        losses, hits = jax.tree.map(lambda x: x.T.reshape(-1), jax.lax.map(one_block, (anchors, index)))
-    return _views_in_order(losses[:rows]), _views_in_order(hits[:rows])
+    def cut(x):
+        padded = jnp.pad(x, [(0, blocks * block - rows)] + [(0, 0)] * (x.ndim - 1))
+        return padded.reshape(block, blocks, *x.shape[1:]).swapaxes(0, 1)
+
+    results = jax.lax.map(function, jax.tree.map(cut, arrays))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(blocks * block, *x.shape[2:])[:rows], results)
+
+
+def _partner(x: jax.Array) -> jax.Array:
+    """(2B, ...) -> row i holds row i ^ 1."""
+    return x.reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
 
 
 def _normalise(z: jax.Array) -> jax.Array:

@@ -55,6 +55,35 @@ def test_nt_xent_equals_float64_in_value_and_gradient(block_size, temperature):
         assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
 
 
+@pytest.mark.parametrize("block_size", [1, 7, None])
+def test_nt_xent_gradient_equals_automatic_one_of_the_plain_formula(block_size):
+    def plain(z1, z2, temperature):
+        z = jnp.concatenate([z1, z2])
+        z /= jnp.linalg.norm(z, axis=1, keepdims=True)
+        similarity = jnp.matmul(z, z.T, precision="highest") / temperature
+        others = jnp.where(jnp.eye(len(z), dtype=bool), -jnp.inf, similarity)
+        return jax.nn.logsumexp(others, axis=1) - jnp.diag(jnp.roll(similarity, len(z1), axis=1))
+
+    rng = np.random.default_rng(3)
+    z1, z2 = rng.normal(size=(2, 11, 5))
+    weights = rng.normal(size=22)
+    with jax.enable_x64(True):
+        want = jax.grad(lambda *x: jnp.sum(weights * plain(*x)), (0, 1, 2))(z1, z2, 0.2)
+    # The temperature is traced too.
+    blocked = lambda a, b, t: jnp.sum(weights * nt_xent(a, b, t, block_size))
+    got = jax.jit(jax.grad(blocked, (0, 1, 2)))(z1, z2, 0.2)
+    for one, other in zip(got, want, strict=True):
+        assert np.abs(one - np.asarray(other)).max() <= 5e-6 * np.abs(other).max()
+
+
+def test_equal_embeddings_tie_and_are_no_hits():
+    z = np.tile(np.random.default_rng(4).normal(size=(1, 32)), (19, 1)).astype(np.float32)
+    for block_size in (1, 5, None):
+        losses, hits = nt_xent_and_accuracy(z, z, 0.1, block_size)
+        np.testing.assert_allclose(losses, np.log(37), rtol=1e-6)
+        assert not hits.any()
+
+
 def test_nt_xent_convention_is_optax_ntxent():
     rng = np.random.default_rng(1)
     z1, z2 = rng.normal(size=(2, 6, 5)).astype(np.float32)
