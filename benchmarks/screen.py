@@ -18,6 +18,7 @@ import time
 from absl import flags, logging
 
 from benchmarks.command_line import CONFIG
+from benchmarks.overrides import apply
 
 TRIES = flags.DEFINE_string("tries", None, "File of tries, one a line.", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where runs and results are kept.", required=True)
@@ -59,17 +60,6 @@ def run(config, name: str, overrides: list[str]) -> dict:
     train_and_evaluate(config, workdir, lambda text: print(f"{name}: {text}", flush=True))
     row = {"steps": config.train.total_steps, "minutes": round((time.perf_counter() - start) / 60, 2)}
     return row | gradients(workdir) | judge(workdir)
-
-
-def apply(config, overrides: list[str]) -> None:
-    """Sets `section.field=value`, the value in JSON or as bare text."""
-    for override in overrides:
-        path, text = override.split("=", 1)
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text
-        config.update_from_flattened_dict({path: tuple(value) if isinstance(value, list) else value})
 
 
 def gradients(workdir: pathlib.Path) -> dict:

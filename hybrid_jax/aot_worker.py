@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import topologies
 
 from hybrid_jax import config as config_lib
-from hybrid_jax import flops, gpu_targets, roofline, sharding, traffic, train_state, train_step
+from hybrid_jax import flops, gpu_targets, products, roofline, sharding, traffic, train_state, train_step
 from hybrid_jax.errors import UserError
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -100,13 +100,13 @@ def compile_step(request: dict[str, Any]) -> dict[str, Any]:
     try:
         compiled = step.lower(state, images).compile()
     except jax.errors.JaxRuntimeError as error:
-        memory = out_of_memory(str(error))
-        if memory is None:
+        sizes = out_of_memory(str(error))
+        if sizes is None:
             raise
-        answer |= dict(zip(("peak_bytes_per_device", "available_bytes_per_device"), memory, strict=True))
+        answer |= dict(zip(("peak_bytes_per_device", "available_bytes_per_device"), sizes, strict=True))
         return answer | {"fits": False, "collectives": None, "compile_seconds": time.perf_counter() - start}
     answer["compile_seconds"] = time.perf_counter() - start
-    return answer | _memory(compiled.memory_analysis()) | _traffic(config, generation, len(devices), compiled.as_text())
+    return answer | memory(compiled.memory_analysis()) | _traffic(config, generation, len(devices), compiled.as_text())
 
 
 def abstract_arguments(config, mesh) -> tuple[train_state.TrainState, jax.ShapeDtypeStruct]:
@@ -128,7 +128,8 @@ def attention_form(text: str) -> str:
     return next((name for name, call in calls.items() if call in text), "plain")
 
 
-def _memory(stats) -> dict[str, Any]:
+def memory(stats) -> dict[str, Any]:
+    """Returns what `compile.json` holds of a compiled program's `memory_analysis()`, in bytes of one device."""
     # The compiler's own peak was seen at two thirds of this sum; the larger is the safer.
     held = stats.argument_size_in_bytes + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
     held += stats.output_size_in_bytes - stats.alias_size_in_bytes
@@ -145,7 +146,7 @@ def _memory(stats) -> dict[str, Any]:
 
 
 def _traffic(config, generation: str, devices: int, text: str) -> dict[str, Any]:
-    found = traffic.count(text) | {"attention": attention_form(text)}
+    found = traffic.count(text) | {"attention": attention_form(text), "compiled_flops_per_device": products.flops(text)}
     if generation in gpu_targets.GPUS:
         return found | {"estimate": None}
     parts = flops.train_step(config)

@@ -81,6 +81,12 @@ def shape_bytes(shape: str) -> int:
     return sum(size for size, _ in arrays(shape))
 
 
+def dimensions(shape: str) -> list[int]:
+    """Returns the sizes of a printed shape's axes, of a tuple those of its first array: `f32[2,3]{1,0}` -> [2, 3]."""
+    found = re.search(r"\b[a-z]\w*\[([\d,<=]*)\]", shape)
+    return [int(size.lstrip("<=")) for size in found[1].split(",") if size] if found else []
+
+
 def attribute(instruction: Instruction, name: str) -> str | None:
     """Returns a number that stands behind `name=`, as text."""
     found = re.search(rf"\b{name}=(\d+)", instruction.rest)

@@ -3,6 +3,7 @@
 Dimensions: B global batch, M microbatches, N patches, S tokens per patch, Q kept patches of a view.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -43,11 +44,10 @@ def step_key(seed: int | jax.Array, step: jax.Array) -> jax.Array:
 
 def make_batch(config, model: hybrid.HybridModel, key: jax.Array, images: jax.Array, palette) -> Batch:
     """Images (B, H, W, C) uint8 -> the tokens both losses read. The likelihood sees images as they are."""
-    spec, size = model.spec, images.shape[0]
+    spec = model.spec
     likelihood = views = keep = None
     if model.generative:
-        count = config_lib.likelihood_batch(config)
-        chosen = images if count == size else images[np.arange(count) * size // count]
+        chosen = evenly_spaced(images, config_lib.likelihood_batch(config))
         likelihood = model.constrain(tokens.encode(chosen, spec, palette))
     if model.contrastive:
         recipes = augment.recipes_from_config(config.augment)
@@ -58,6 +58,18 @@ def make_batch(config, model: hybrid.HybridModel, key: jax.Array, images: jax.Ar
         # Axis 1 is the view; a batch axis in front keeps both views of an image on its device.
         views, keep = jax.tree.map(lambda *pair: model.constrain(jnp.stack(pair, axis=1)), *pairs)
     return Batch(likelihood, views, keep)
+
+
+def evenly_spaced(images: jax.Array, count: int) -> jax.Array:
+    """(B, ...) -> (count, ...): images 0, B/count, 2 B/count .., rounded down."""
+    size = len(images)
+    if count == size:
+        return images
+    # The pattern repeats, and is taken within each repetition: a device's images stay on it.
+    repeats = math.gcd(count, size)
+    places = np.arange(count // repeats) * size // count
+    chosen = images.reshape(repeats, size // repeats, *images.shape[1:])[:, places]
+    return chosen.reshape(count, *images.shape[1:])
 
 
 def _make_view(config, spec, key: jax.Array, images: jax.Array, recipe, palette):

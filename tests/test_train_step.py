@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sklearn.datasets
 
-from hybrid_jax import sharding, train_state, train_step
+from hybrid_jax import sharding, traffic, train_state, train_step
 from hybrid_jax.models import hybrid
 
 DIGITS = (sklearn.datasets.load_digits().images * 255 / 16).round().astype(np.uint8)[..., None]
@@ -220,3 +220,18 @@ def test_a_nonfinite_update_is_skipped_and_counted(tiny_config, mesh_of):
     after, metrics = step(poisoned, images)
     assert metrics["skipped_updates"] == 1 and np.isnan(metrics["loss"])
     np.testing.assert_array_equal(after.params["encoder"]["positions"], good["encoder"]["positions"])
+
+
+@pytest.mark.parametrize(("size", "count"), [(16, 16), (16, 8), (24, 16), (512, 384), (48, 8)])
+def test_images_for_the_likelihood_are_chosen_where_they_lie(mesh_of, size, count):
+    mesh = mesh_of(8)
+    where = sharding.batch_sharding(mesh)
+    images = jax.ShapeDtypeStruct((size, 3), jnp.uint8, sharding=where)
+    choose = (
+        jax.jit(lambda images: train_step.evenly_spaced(images, count), out_shardings=where).lower(images).compile()
+    )
+    numbers = np.arange(3 * size, dtype=np.uint8).reshape(size, 3)
+    found = np.asarray(choose(sharding.place(numbers, where)))
+    np.testing.assert_array_equal(found, numbers[np.arange(count) * size // count])
+    kinds = traffic.count(choose.as_text())["collectives"]
+    assert not any(kind["count"] for kind in kinds.values())
