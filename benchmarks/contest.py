@@ -3,7 +3,7 @@
 A process of its own keeps thread pools, allocators and compiled programs apart; one that waits is blocked in a read.
 The processes speak lines over stdin and stdout: a worker says `ready` and what it knows of its work as JSON, each `run`
 is answered with `seconds` of one call, `end` with `rss`, the most memory it held; `missing` names a module that is not
-installed, `failed` says why there is no answer.
+installed, `refused` says how much memory it would need, `failed` why there is no answer.
 """
 
 import dataclasses
@@ -200,6 +200,8 @@ def work(factory: Factory, quick: bool) -> None:
         _say(answers, "rss", str(peak_rss()))
     except ModuleNotFoundError as error:
         _say(answers, "missing", str(error.name))
+    except MemoryError as error:
+        _say(answers, "refused", str(error))
     except Exception as error:  # a contender that fails must not end the contest
         _say(answers, "failed", f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
 

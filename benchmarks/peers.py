@@ -131,10 +131,10 @@ def _cells(contest: Contest, label: str, result: Result, ours: Result) -> list[s
 
 
 def _trouble(trouble: str) -> str:
-    word, _, module = trouble.partition(": ")
+    word, _, rest = trouble.partition(": ")
     if word != "missing":
-        return trouble
-    module = module.partition(".")[0]
+        return rest if word == "refused" else trouble
+    module = rest.partition(".")[0]
     return f"not installed: pip install {_INSTALLED_AS.get(module, module)}"
 
 
