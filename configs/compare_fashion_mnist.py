@@ -5,8 +5,8 @@ python -m hybrid_jax.main --mode=compare --config=configs/compare_fashion_mnist.
 
 Data: `apt-get install dataset-fashion-mnist` on Debian, or the tfds set of that name.
 Hardware: any; made for 2 CPU cores.
-Result (seeds 0-3 of five, 2 cores of a shared Xeon server, 2026-11-22, 10,000 test images; docs/results/fashion_mnist):
-C1 supported (-.11 points, its premise holds), C3 supported (+.46 % bits/dim), C2: premise not reproduced, since the
+Result (five seeds, 2 cores of a shared Xeon server, 2026-11-22, 10,000 test images; docs/results/fashion_mnist):
+C1 supported (-.10 points, its premise holds), C3 supported (+.46 % bits/dim), C2: premise not reproduced, since the
 contrastive arm bears corruptions better than the generative one; outliers undecided. Equal FLOPs: not run.
 """
 
