@@ -4,7 +4,7 @@ import signal
 
 from absl import flags
 
-from hybrid_jax import command_line
+from hybrid_jax import command_line, host_memory
 from hybrid_jax import config as config_lib
 from hybrid_jax import mode_flags as given
 from hybrid_jax.command_line import say
@@ -29,6 +29,7 @@ def run() -> None:
         if given.CONFIG.value is None:
             raise UserError("--config is missing: a file of configs/, for example --config=configs/quickstart.py")
         config_lib.validate(given.CONFIG.value)
+    host_memory.reuse()
     if mode not in ("train", "eval"):
         # As Ctrl-C: what is half written is removed, and the compiler's process ends too.
         signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -31,6 +31,8 @@ def use_all_cores() -> None:
     if "JAX_NUM_CPU_DEVICES" not in os.environ and "xla_force_host_platform" not in os.environ.get("XLA_FLAGS", ""):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         jax.config.update("jax_num_cpu_devices", min(cores, 8))
+        # Several devices run at once only if none of them is run by the calling thread.
+        jax.config.update("jax_cpu_enable_async_dispatch", True)
 
 
 def sample_workdir(
