@@ -27,7 +27,7 @@ from absl import flags
 
 from benchmarks.command_line import CONFIG
 from hybrid_jax import config as config_lib
-from hybrid_jax import flops, losses, optim, sharding, train_state, train_step
+from hybrid_jax import flops, host_memory, losses, optim, sharding, train_state, train_step
 from hybrid_jax.models import hybrid, tokens
 
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Times each part is measured; the median is told.", lower_bound=1)
@@ -55,6 +55,7 @@ def main(argv: list[str]) -> None:
     flags.FLAGS(argv)
     config = CONFIG.value
     config_lib.validate(config)
+    host_memory.reuse()
     found = {PEAK: _matrix_product(), STREAM: _stream(), **parts(config), WHOLE_STEP: whole_step(config)}
     found |= {name: whole_step(specialist) for name, specialist in specialists(config).items()}
     seconds = measure({name: part.call for name, part in found.items()}, ROUNDS.value)
