@@ -31,6 +31,7 @@ from benchmarks import accelerator_tables
 from benchmarks.overrides import apply
 from hybrid_jax import aot, gpu_targets
 from hybrid_jax.errors import CompilerError, UserError
+from hybrid_jax.files import write_whole
 from hybrid_jax.topology import parse_topology
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Where results are kept.", required=True)
@@ -152,9 +153,7 @@ class Results:
             return
         print(f"  {time.monotonic() - start:.0f} s", flush=True)
         self._kept[case.name] = {"of": depends_on(case), "answer": answer}
-        part = self._path.with_suffix(".part")
-        part.write_text(json.dumps(self._kept, indent=1) + "\n")
-        part.replace(self._path)
+        write_whole(self._path, json.dumps(self._kept, indent=1) + "\n")
 
 
 def _step(case: Case, folder: pathlib.Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from benchmarks import growth_fit, growth_plot
 from benchmarks.growth_points import AXES, BASE, Axis
 from hybrid_jax import command_line
 from hybrid_jax.errors import UserError
+from hybrid_jax.files import write_whole
 
 QUICK = flags.DEFINE_bool("quick", False, "Two sizes along each axis, one pass, and no whole runs.")
 OUTPUT = flags.DEFINE_string("output", "runs/growth", "Folder of growth.json and growth.png.")
@@ -75,11 +76,11 @@ def measure(results: dict[str, Any], output: pathlib.Path) -> None:
             told = f"pass {number + 1}, {axis.name} {size}: {found['seconds'] * 1e3:,.1f} ms"
             print(told, file=sys.stderr, flush=True)
         results["points"].append(found | {"axis": axis.name, "size": size, "pass": number})
-        _write(output / "growth.json", results)
+        write_whole(output / "growth.json", json.dumps(results, indent=1) + "\n")
     shutil.rmtree(cache, ignore_errors=True)
     if not QUICK.value and not results["runs"]:
         results["runs"] = whole_runs()
-        _write(output / "growth.json", results)
+        write_whole(output / "growth.json", json.dumps(results, indent=1) + "\n")
 
 
 def task(axis: Axis, size: int) -> str:
@@ -153,12 +154,6 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
         return {"points": [], "runs": {}}
     except (OSError, ValueError) as error:
         raise UserError(f"--output={path.parent}: growth.json cannot be read ({error}); remove it") from error
-
-
-def _write(path: pathlib.Path, results: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".incomplete")
-    temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ mathematics requires of these.
 
 import dataclasses
 import json
-import resource
 import statistics
 import sys
 import time
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import growth_counts
+from benchmarks.contest import peak_rss
 from benchmarks.growth_points import NT_XENT
 from hybrid_jax import config as config_lib
 from hybrid_jax import losses, sharding, train_state, train_step
@@ -82,7 +82,7 @@ def measured(function: Any, arguments: list) -> dict[str, Any]:
     compiled = lowered.compile()
     ready = time.perf_counter()
     memory = compiled.memory_analysis()
-    before = _peak_rss()
+    before = peak_rss()
     seconds = timed(compiled, arguments)
     return {
         "seconds": statistics.median(seconds),
@@ -92,7 +92,7 @@ def measured(function: Any, arguments: list) -> dict[str, Any]:
         "temporaries": memory.temp_size_in_bytes,
         "arguments": memory.argument_size_in_bytes,
         "peak_rss_before": before,
-        "peak_rss": _peak_rss(),
+        "peak_rss": peak_rss(),
     }
 
 
@@ -108,12 +108,6 @@ def timed(compiled: Callable, arguments: list) -> list[float]:
         jax.block_until_ready((state, result))
         seconds.append(time.perf_counter() - start)
     return seconds
-
-
-def _peak_rss() -> int:
-    """Returns the most bytes of memory that this process ever held."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 if __name__ == "__main__":

@@ -57,21 +57,22 @@ def _hybrid(make: Callable) -> dict[str, Factory]:
     return {
         "hybrid_jax, AdamW": lambda quick: ours(make()),
         "hybrid_jax, its own Muon": lambda quick: ours(make("muon")),
-        "HF ImageGPT blocks, NTXentLoss": lambda quick: _torch_hybrid(make(), "imagegpt", True, False),
-        "the same, torch.compile": lambda quick: _torch_hybrid(make(), "imagegpt", True, True),
-        "HF GPT-2 blocks (sdpa), NT-Xent as cross-entropy": lambda quick: _torch_hybrid(make(), "gpt2", False, False),
-        "the last, torch.compile": lambda quick: _torch_hybrid(make(), "gpt2", False, True),
+        **_both_losses(make, ("HF ImageGPT blocks", "imagegpt"), ("HF GPT-2 blocks (sdpa)", "gpt2")),
     }
 
 
 def _contrastive() -> dict[str, Factory]:
-    make = _all_patches
+    vit = ("HF ViT (sdpa)", "vit")
+    return {"hybrid_jax": lambda quick: ours(_all_patches()), **_both_losses(_all_patches, vit, vit)}
+
+
+def _both_losses(make: Callable, library: tuple[str, str], written: tuple[str, str]) -> dict[str, Factory]:
+    """Returns blocks (label, kind) with the library's loss and blocks with a cross-entropy, each compiled too."""
     return {
-        "hybrid_jax": lambda quick: ours(make()),
-        "HF ViT (sdpa), NTXentLoss": lambda quick: _torch_hybrid(make(), "vit", True, False),
-        "the same, torch.compile": lambda quick: _torch_hybrid(make(), "vit", True, True),
-        "HF ViT (sdpa), NT-Xent as cross-entropy": lambda quick: _torch_hybrid(make(), "vit", False, False),
-        "the last, torch.compile": lambda quick: _torch_hybrid(make(), "vit", False, True),
+        f"{library[0]}, NTXentLoss": lambda quick: _torch_hybrid(make(), library[1], True, False),
+        "the same, torch.compile": lambda quick: _torch_hybrid(make(), library[1], True, True),
+        f"{written[0]}, NT-Xent as cross-entropy": lambda quick: _torch_hybrid(make(), written[1], False, False),
+        "the last, torch.compile": lambda quick: _torch_hybrid(make(), written[1], False, True),
     }
 
 
