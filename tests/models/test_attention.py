@@ -13,6 +13,11 @@ from hybrid_jax.models import attention, hybrid
 interpreted = functools.partial(attention.splash, interpret=True)
 
 
+def blocks(query, key, value, causal):
+    assert causal
+    return attention.causal_blocks(query, key, value)
+
+
 def heads(length, features, dtype=jnp.float32, batch=1):
     keys = jax.random.split(jax.random.key(length), 4)
     return [jax.random.normal(key, (batch, length, 2, features), dtype) for key in keys]
@@ -41,9 +46,30 @@ def test_the_tpu_kernel_gives_the_plain_forms_output_and_gradients(length, featu
         assert np.abs(found - wanted).max() <= tolerance * max(1, np.abs(wanted).max())
 
 
-def test_a_position_changes_no_earlier_output_of_the_kernel_to_the_bit():
+@pytest.mark.parametrize(
+    ("length", "dtype", "tolerance"),
+    # Less than a block, a rest, eight blocks of more than the fewest queries.
+    [(20, jnp.float32, 1e-5), (70, jnp.float32, 1e-5), (300, jnp.float32, 1e-5), (256, jnp.bfloat16, 2e-2)],
+)
+def test_blocks_of_queries_give_the_plain_forms_output_and_gradients(length, dtype, tolerance):
+    given = heads(length, 8, dtype)
+    for found, wanted in zip(both(blocks, True)(*given), both(attention.plain, True)(*given), strict=True):
+        assert np.abs(found - wanted).max() <= tolerance * max(1, np.abs(wanted).max())
+
+
+def test_blocks_of_queries_leave_out_the_scores_of_keys_they_do_not_see():
+    query, key, value, _ = heads(1024, 8)
+    found, plain = (
+        jax.jit(form).lower(query, key, value).compile().memory_analysis().temp_size_in_bytes
+        for form in (attention.causal_blocks, lambda *x: attention.plain(*x, True))
+    )
+    assert found < 0.7 * plain
+
+
+@pytest.mark.parametrize("form", [interpreted, blocks])
+def test_a_position_changes_no_earlier_output_to_the_bit(form):
     query, key, value, _ = heads(300, 8)
-    attend = jax.jit(lambda *x: interpreted(*x, True))
+    attend = jax.jit(lambda *x: form(*x, True))
     before = attend(query, key, value)
     for place in (1, 128, 257, 299):
         after = attend(*(x.at[:, place].set(1e4) for x in (query, key, value)))
@@ -68,11 +94,13 @@ def on(platform, mesh=None):
 
 
 @pytest.mark.parametrize(
-    ("platform", "length", "form"),
-    [("cpu", 4096, "plain"), ("tpu", 4096, "splash"), ("tpu", 512, "splash"), ("tpu", 511, "plain")],
-)
-def test_the_form_follows_platform_and_length(platform, length, form):
-    assert on(platform).form(jax.ShapeDtypeStruct((2, length, 2, 64), jnp.bfloat16)) == form
+    ("platform", "length", "causal", "form"),
+    [("cpu", 4096, False, "plain"), ("cpu", 4096, True, "causal_blocks"), ("cpu", 64, True, "causal_blocks"),
+     ("cpu", 63, True, "plain"), ("tpu", 4096, False, "splash"), ("tpu", 512, True, "splash"),
+     ("tpu", 511, True, "plain")],
+)  # fmt: skip
+def test_the_form_follows_platform_mask_and_length(platform, length, causal, form):
+    assert on(platform).form(jax.ShapeDtypeStruct((2, length, 2, 64), jnp.bfloat16), causal) == form
 
 
 @pytest.mark.parametrize(
@@ -86,12 +114,12 @@ def test_cudnn_is_used_where_it_accepts(shape, dtype, installed, form, monkeypat
 
     versions = types.SimpleNamespace(cudnn_get_version=lambda: 91000) if installed else None
     monkeypatch.setattr(library, "cuda_versions", versions)
-    assert on("gpu").form(jax.ShapeDtypeStruct(shape, dtype)) == form
+    assert on("gpu").form(jax.ShapeDtypeStruct(shape, dtype), True) == form
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_on_a_mesh_each_device_computes_its_own_images(causal, mesh_of, monkeypatch):
-    monkeypatch.setattr(attention.Attention, "form", lambda self, query: "splash")
+    monkeypatch.setattr(attention.Attention, "form", lambda self, query, causal: "splash")
     given = heads(50, 8, batch=4)
     found = both(attention.Attention(mesh_of(4, 2), interpret=True), causal)(*given)
     for one, wanted in zip(found, both(attention.plain, causal)(*given), strict=True):
@@ -106,7 +134,7 @@ def test_on_a_mesh_each_device_computes_its_own_images(causal, mesh_of, monkeypa
 def test_a_model_with_the_kernel_gives_the_plain_models_loss_and_gradients(looped, tiny_config, mesh_of, monkeypatch):
     config = tiny_config(model__remat=looped, model__scan_layers=looped)
     chosen = attention.Attention(mesh_of(4, 2), interpret=True)
-    monkeypatch.setattr(attention.Attention, "form", lambda self, query: "splash")
+    monkeypatch.setattr(attention.Attention, "form", lambda self, query, causal: "splash")
     models = [hybrid.build_model(config), hybrid.build_model(config, attend=chosen)]
     params = hybrid.init_params(models[0], jax.random.key(0), None)
     # The output layer starts at zero, and with it every gradient behind it.
