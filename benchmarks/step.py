@@ -28,7 +28,7 @@ from absl import flags
 from benchmarks.command_line import CONFIG
 from hybrid_jax import config as config_lib
 from hybrid_jax import flops, host_memory, losses, optim, sharding, train_state, train_step
-from hybrid_jax.models import hybrid, tokens
+from hybrid_jax.models import attention, hybrid, tokens
 
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Times each part is measured; the median is told.", lower_bound=1)
 PEAK_SIDE = 2048
@@ -159,7 +159,8 @@ def parts(config) -> dict[str, Part]:
     """Returns one step's worth of each part, forward and backward where it has gradients."""
     mesh = sharding.make_mesh(config)
     state = train_state.init_state(config, mesh, _palette(config))
-    model, params, palette = hybrid.build_model(config), state.params, state.palette
+    model = hybrid.build_model(config, attend=attention.choose(config.model.attention, mesh))
+    params, palette = state.params, state.palette
     images = _images(config)
     batcher = jax.jit(lambda images, step: train_step.make_batch(config, model, _key(config, step), images, palette))
     batch = batcher(images, 0)
@@ -173,10 +174,10 @@ def parts(config) -> dict[str, Part]:
 
 def _contrastive_parts(config, model, params, batch, palette) -> dict[str, Part]:
     used = {"encoder": params["encoder"], "projection": params["projection"]}
-    embeddings = train_step.embed_views(model, params, batch.views, batch.keep, palette)
+    embeddings = train_step.embed_views(model, params, batch, palette)
     objective = losses.CONTRASTIVE[config.objective.contrastive]
     return {
-        "view_encoder": _gradient(lambda p: train_step.embed_views(model, p, batch.views, batch.keep, palette), used),
+        "view_encoder": _gradient(lambda p: train_step.embed_views(model, p, batch, palette), used),
         "losses": _gradient(lambda z: objective(z[:, 0], z[:, 1], config.objective.temperature)[0], embeddings),
     }
 

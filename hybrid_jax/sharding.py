@@ -87,27 +87,30 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def constrain_batch(mesh: Mesh):
-    """Returns a function that pins an activation's first axis to the batch's devices.
+    """Returns a function that pins an activation's batch axis, the first or a given one, to the batch's devices.
 
     Without it the partitioner lets activations inherit the parameters' cut over features.
     """
-    sharding = batch_sharding(mesh)
 
-    def constrain(x: jax.Array) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x, sharding)
+    def constrain(x: jax.Array, axis: int = 0) -> jax.Array:
+        spec: list[Any] = [None] * x.ndim
+        spec[axis] = BATCH_AXES
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*spec)))
 
     return constrain
 
 
 def state_sharding(abstract_state, mesh: Mesh):
-    """Returns a tree of shardings: each large array is cut over `fsdp` along its longest axis that divides.
+    """Returns a tree of shardings: each large array is cut over `fsdp`.
 
+    Along its last axis but one, a kernel's input features; where that does not divide along the longest that does.
+    (Were `qkv` cut along its output features, the compiler would add up its gradient whole on every device.)
     Depends on shapes only, so that moments and averages lie where their parameters lie.
     """
     size = mesh.shape["fsdp"]
 
     def rule(leaf):
-        axes = sorted(range(len(leaf.shape)), key=lambda i: -leaf.shape[i])
+        axes = sorted(range(len(leaf.shape)), key=lambda i: (i != len(leaf.shape) - 2, -leaf.shape[i]))
         fits = [i for i in axes if leaf.shape[i] % size == 0]
         if size == 1 or not fits or math.prod(leaf.shape) < MIN_SHARDED_SIZE:
             return replicated(mesh)

@@ -18,6 +18,7 @@ from hybrid_jax import config as config_lib
 from hybrid_jax import losses, optim, sharding
 from hybrid_jax.data import augment
 from hybrid_jax.models import attention, hybrid, tokens
+from hybrid_jax.models.transformer import rounded_kernels
 from hybrid_jax.train_state import TrainState, once_per_config, state_sharding
 
 Metrics = dict[str, jax.Array]
@@ -80,19 +81,45 @@ def _make_view(config, spec, key: jax.Array, images: jax.Array, recipe, palette)
     return (patches if kept is None else jnp.take_along_axis(patches, kept[..., None], 1)), kept
 
 
-def generative_loss(model: hybrid.HybridModel, params, likelihood: jax.Array | None, palette) -> jax.Array:
-    """(L, N, S) tokens -> () mean nats per token."""
-    log_prob: Any = model.apply({"params": params}, likelihood, palette, method="token_log_prob")
+def forward(model: hybrid.HybridModel, params, batch: Batch, palette) -> tuple[jax.Array | None, jax.Array | None]:
+    """Returns (L, N, S) log-likelihoods of tokens and (B, 2, E) embeddings of views; None of an absent branch."""
+    if not model.contrastive:
+        return token_log_prob(model, params, batch, palette), None
+    if not model.generative:
+        return None, embed_views(model, params, batch, palette)
+    params = rounded_kernels(params, jnp.dtype(model.config.dtype))
+    views, keep = _flat_views(batch)
+    found: Any = model.apply({"params": params}, batch.likelihood, views, palette, keep, method="both")
+    return found[0], _by_image(found[1])
+
+
+def token_log_prob(model: hybrid.HybridModel, params, batch: Batch, palette) -> jax.Array:
+    """Returns (L, N, S) log-likelihoods of the batch's tokens, nats."""
+    log_prob: Any = model.apply({"params": params}, batch.likelihood, palette, method="token_log_prob")
+    return log_prob
+
+
+def embed_views(model: hybrid.HybridModel, params, batch: Batch, palette) -> jax.Array:
+    """Returns (B, 2, E) embeddings of both views, in one pass of the encoder."""
+    views, keep = _flat_views(batch)
+    embedded: Any = model.apply({"params": params}, views, palette, keep, method="view_embedding")
+    return _by_image(embedded)
+
+
+def _by_image(embedded: jax.Array) -> jax.Array:
+    """(2B, E) -> (B, 2, E)."""
+    return embedded.reshape(-1, 2, embedded.shape[-1])
+
+
+def _flat_views(batch: Batch):
+    """(B, 2, Q, S) tokens and (B, 2, Q) places -> (2B, Q, S) and (2B, Q)."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (batch.views, batch.keep))
+
+
+def generative_loss(log_prob: jax.Array) -> jax.Array:
+    """(L, N, S) log-likelihoods -> () mean nats per token."""
     # Image by image first: one running float32 sum over all tokens of a batch would lose digits.
     return -jnp.mean(jnp.mean(log_prob, axis=(1, 2)))
-
-
-def embed_views(model: hybrid.HybridModel, params, views: Any, keep, palette) -> jax.Array:
-    """(B, 2, Q, S) tokens of both views -> (B, 2, E) embeddings, in one pass of the encoder."""
-    size = views.shape[0]
-    flat, kept = jax.tree.map(lambda x: x.reshape(2 * size, *x.shape[2:]), (views, keep))
-    embedded: Any = model.apply({"params": params}, flat, palette, kept, method="view_embedding")
-    return embedded.reshape(size, 2, -1)
 
 
 def contrastive_loss(config, embeddings: jax.Array, devices: int = 1) -> tuple[jax.Array, jax.Array]:
@@ -107,11 +134,11 @@ def loss_fn(
 ) -> tuple[jax.Array, Metrics]:
     """The hybrid loss: generative_weight * NLL + contrastive_weight * NT-Xent; absent branches are left out."""
     total, parts = jnp.zeros(()), {}
-    if model.generative:
-        parts["generative_loss"] = generative_loss(model, params, batch.likelihood, palette)
+    log_prob, embeddings = forward(model, params, batch, palette)
+    if log_prob is not None:
+        parts["generative_loss"] = generative_loss(log_prob)
         total += config.objective.generative_weight * parts["generative_loss"]
-    if model.contrastive:
-        embeddings = embed_views(model, params, batch.views, batch.keep, palette)
+    if embeddings is not None:
         parts["contrastive_loss"], parts["contrastive_accuracy"] = contrastive_loss(config, embeddings, devices)
         total += config.objective.contrastive_weight * parts["contrastive_loss"]
     return total, parts | {"loss": total}
@@ -132,7 +159,7 @@ def accumulated_gradients(params, config, model: hybrid.HybridModel, batch: Batc
     metrics: Metrics = {"loss": jnp.zeros(())}
     pull = None
     if model.contrastive:
-        embedded = jax.lax.map(lambda b: embed_views(model, params, b.views, b.keep, palette), cut)
+        embedded = jax.lax.map(lambda piece: embed_views(model, params, piece, palette), cut)
         whole = embedded.swapaxes(0, 1).reshape(-1, *embedded.shape[2:])
         loss = lambda z: contrastive_loss(config, z, devices)
         (value, accuracy), pull = jax.value_and_grad(loss, has_aux=True)(whole)
@@ -142,11 +169,11 @@ def accumulated_gradients(params, config, model: hybrid.HybridModel, batch: Batc
 
     def surrogate(params, piece, pull):
         total = nll = jnp.zeros(())
-        if model.generative:
-            nll = generative_loss(model, params, piece.likelihood, palette) / pieces
+        log_prob, embedded = forward(model, params, piece, palette)
+        if log_prob is not None:
+            nll = generative_loss(log_prob) / pieces
             total += config.objective.generative_weight * nll
-        if model.contrastive:
-            embedded = embed_views(model, params, piece.views, piece.keep, palette)
+        if embedded is not None:
             total += config.objective.contrastive_weight * jnp.sum(embedded * pull)
         return total, nll
 

@@ -97,7 +97,7 @@ def test_any_mesh_trains_to_the_same_losses(tiny_config, mesh_of, devices, fsdp)
             assert one[name] == pytest.approx(two[name], rel=1e-5), name
     if fsdp > 1:
         kernel = state.params["encoder"]["transformer"]["block_1"]["mlp_in"]["kernel"]
-        assert kernel.sharding.shard_shape(kernel.shape) == (16, 64 // fsdp)
+        assert kernel.sharding.shard_shape(kernel.shape) == (16 // fsdp, 64)
 
 
 @pytest.mark.parametrize("arm", ARMS)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from hybrid_jax.losses import token_nll
 from hybrid_jax.models.tokens import TokenSpec
-from hybrid_jax.models.transformer import ACTIVATIONS, Dense
+from hybrid_jax.models.transformer import ACTIVATIONS, Constrain, Dense
 
 
 class Projection(nn.Module):
@@ -95,12 +95,20 @@ class MaskedMLPHead(nn.Module):
     low part, p(token) = p(high) p(low | high), which needs 2 sqrt(V) logits instead of V. Codes >= V are
     masked and the high logits carry the log of their valid completions, so zero logits mean uniform over V;
     the last layers start at zero.
+
+    Attributes:
+      spec: how images become tokens.
+      width: D.
+      activation: a key of `ACTIVATIONS`.
+      dtype: of matrix products.
+      constrain: pins activations to the batch's devices.
     """
 
     spec: TokenSpec
     width: int
     activation: str
     dtype: jnp.dtype
+    constrain: Constrain
 
     def setup(self) -> None:
         spec, s = self.spec, self.spec.tokens_per_patch
@@ -136,13 +144,13 @@ class MaskedMLPHead(nn.Module):
           (B, N, S) float32, nats.
         """
         high_size, low_size = self.high_kernel.shape[-1], self.low_kernel.shape[-1]
-        high, low = (part.reshape(-1, tokens.shape[-1]).T for part in (tokens // low_size, tokens % low_size))
+        high, low = (self._pin(part.reshape(-1, tokens.shape[-1]).T) for part in jnp.divmod(tokens, low_size))
         hidden = self._hidden(states, tokens, values)
         act = ACTIVATIONS[self.activation]
         high_logits = _per_token(act(hidden), self.high_kernel) + jnp.log(self.valid)[:, None]
         # A one-hot product, not a gather, whose gradient would be a scatter.
         is_high = (high[:, None] == jnp.arange(high_size)[:, None]).astype(self.dtype)
-        given_high = jnp.einsum("shm,shp->smp", self.high_embedding.astype(self.dtype), is_high)
+        given_high = self._pin(jnp.einsum("shm,shp->smp", self.high_embedding.astype(self.dtype), is_high))
         low_logits = _per_token(act(hidden + given_high), self.low_kernel)
         if high_size * low_size > self.spec.vocab_size:
             allowed = jnp.arange(low_size)[:, None] < self.valid[high][:, None]
@@ -158,7 +166,10 @@ class MaskedMLPHead(nn.Module):
         x = self.from_state(states).reshape(b * n, -1) + seen @ self._triangular(self.from_tokens_kernel, earlier)
         x = ACTIVATIONS[self.activation](x)
         second = jnp.einsum("pf,fu->up", x, self._triangular(self.hidden_kernel, up_to))
-        return second.reshape(s, -1, b * n) + self.hidden_bias.astype(self.dtype)[..., None]
+        return self._pin(second.reshape(s, -1, b * n)) + self.hidden_bias.astype(self.dtype)[..., None]
+
+    def _pin(self, x: jax.Array) -> jax.Array:
+        return self.constrain(x, axis=-1)
 
     def _seen(self, tokens: jax.Array, values: jax.Array) -> jax.Array:
         """What a token tells later ones: (...) tokens, (..., values_per_token) -> (..., TOKEN_FEATURES)."""

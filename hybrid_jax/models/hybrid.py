@@ -20,7 +20,8 @@ from hybrid_jax.models.transformer import Constrain
 NORMED = ":normed"  # ends the name of a layer that is read after the next norm
 
 
-def _identity(x: jax.Array) -> jax.Array:
+def _identity(x: jax.Array, axis: int = 0) -> jax.Array:
+    del axis
     return x
 
 
@@ -60,7 +61,8 @@ class HybridModel(nn.Module):
         skip = c.decoder_skip and c.encoder_layers > 0
         self.decoder = Decoder(self.spec, c.width, dtype, {"depth": c.decoder_layers, **common}, skip)
         linear = self.spec.tokens_per_patch == 1
-        self.head = LinearHead(self.spec) if linear else MaskedMLPHead(self.spec, c.width, c.activation, dtype)
+        masked = lambda: MaskedMLPHead(self.spec, c.width, c.activation, dtype, self.constrain)
+        self.head = LinearHead(self.spec) if linear else masked()
         self.projection = Projection(tuple(c.projection_dims), c.activation, dtype)
 
     def __call__(self, tokens: jax.Array, palette: tokens_lib.Palette | None) -> None:
@@ -83,9 +85,11 @@ class HybridModel(nn.Module):
         """
         chex.assert_shape(tokens, (None, self.spec.num_patches, self.spec.tokens_per_patch))
         encoded, intermediates = self.encoder(tokens, palette, causal=True)
-        states, _ = self.decoder(encoded, intermediates["embedding"])
-        values = tokens_lib.dequantise(tokens, self.spec, palette)
-        return self.head(states, tokens, values)
+        return self._log_prob(tokens, palette, encoded, intermediates["embedding"])
+
+    def _log_prob(self, tokens, palette, encoded: jax.Array, embedding: jax.Array) -> jax.Array:
+        states, _ = self.decoder(encoded, embedding)
+        return self.head(states, tokens, tokens_lib.dequantise(tokens, self.spec, palette))
 
     def first_input(self, batch: int) -> jax.Array:
         """Returns the decoder's (B, 1, D) input where no patch is known."""
@@ -135,7 +139,21 @@ class HybridModel(nn.Module):
           (B, projection_dims[-1]) float32, not normalised.
         """
         encoded, _ = self.encoder(tokens, palette, self.config.view_attention == "causal", keep)
-        return self.projection(jnp.mean(encoded, axis=1, dtype=jnp.float32))
+        return self._embedding(encoded)
+
+    def _embedding(self, encoded: jax.Array) -> jax.Array:
+        return self.projection(self.constrain(jnp.mean(encoded, axis=1, dtype=jnp.float32)))
+
+    def both(
+        self, tokens: jax.Array, views: jax.Array, palette: tokens_lib.Palette | None, keep: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """`token_log_prob` of (L, N, S) tokens and `view_embedding` of (B, Q, S) views, in one pass of the encoder.
+
+        Where weights are cut over devices they are gathered once for both, and gradients are added up once.
+        """
+        causal = self.config.view_attention == "causal"
+        encoded, embedding, encoded_views = self.encoder.both(tokens, views, palette, causal, keep)
+        return self._log_prob(tokens, palette, encoded, embedding), self._embedding(encoded_views)
 
     def features(self, tokens: jax.Array, palette: tokens_lib.Palette | None) -> dict[str, jax.Array]:
         """Mean over positions of every layer, by name.

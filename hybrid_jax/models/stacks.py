@@ -40,7 +40,13 @@ class Encoder(nn.Module):
     dtype: jnp.dtype
     stack: dict[str, Any]
 
-    @nn.compact
+    def setup(self) -> None:
+        self.patch_embedding = PatchEmbedding(self.spec, self.width, self.dtype)
+        if self.stack["depth"] > 0:
+            self.positions = self.param("positions", POSITION_INIT, (self.spec.num_patches, self.width))
+            self.transformer = Transformer(**self.stack)
+            self.norm = rms_norm()
+
     def __call__(
         self,
         tokens: jax.Array,
@@ -64,22 +70,54 @@ class Encoder(nn.Module):
           (B, Q, D) encoded patches, and intermediates: `embedding` (before positions) and, with
           `collect`, `encoder/1` .. and `encoder`.
         """
-        embedding = PatchEmbedding(self.spec, self.width, self.dtype, name="patch_embedding")(tokens, palette)
+        embedding = self.patch_embedding(tokens, palette)
         intermediates = {"embedding": embedding}
         if self.stack["depth"] == 0:
             return embedding, intermediates
-        positions = self.param("positions", POSITION_INIT, (self.spec.num_patches, self.width))
-        positions = positions.astype(self.dtype)
-        if keep is not None:
-            positions = positions[keep]
-        elif start is not None:
-            positions = jax.lax.dynamic_slice_in_dim(positions, start, embedding.shape[1])
-        x, layers = Transformer(**self.stack, name="transformer")(embedding + positions, causal, collect, start)
-        x = rms_norm("norm")(x).astype(self.dtype)
+        x, layers = self.transformer(self._placed(embedding, keep, start), causal, collect, start)
+        x = self.norm(x).astype(self.dtype)
         if collect:
             intermediates |= {f"encoder/{i + 1}": layer for i, layer in enumerate(layers)}
             intermediates["encoder"] = x
         return x, intermediates
+
+    def both(
+        self,
+        tokens: jax.Array,
+        views: jax.Array,
+        palette: tokens_lib.Palette | None,
+        view_causal: bool,
+        keep: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Encodes whole images with the causal mask and views with theirs, in one pass over the blocks.
+
+        Args:
+          tokens: (L, N, S) int32, of images.
+          views: (B, Q, S) int32, patches that views keep.
+          palette: of the palette kind.
+          view_causal: the mask over the views' patches.
+          keep: (B, Q) int32 which patches these are; None means all N, in order.
+
+        Returns:
+          (L, N, D) encoded images, (L, N, D) their embeddings before positions, (B, Q, D) encoded views; each what
+          `__call__` gives.
+        """
+        embedding, view = self.patch_embedding(tokens, palette), self.patch_embedding(views, palette)
+        if self.stack["depth"] == 0:
+            return embedding, embedding, view
+        placed = self._placed(embedding), self._placed(view, keep)
+        passed, _ = self.transformer(placed, (True, view_causal))
+        encoded, encoded_view = (self.norm(x).astype(self.dtype) for x in passed)
+        return encoded, embedding, encoded_view
+
+    def _placed(self, embedding: jax.Array, keep: jax.Array | None = None, start: jax.Array | None = None):
+        """Adds to (B, Q, D) embeddings their positions, as in `__call__`."""
+        positions = self.positions.astype(self.dtype)
+        if keep is not None:
+            positions = positions[keep]
+        elif start is not None:
+            positions = jax.lax.dynamic_slice_in_dim(positions, start, embedding.shape[1])
+        return embedding + positions
 
 
 class Decoder(nn.Module):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from hybrid_jax.models.attention import Attend, plain
 
-Constrain = Callable[[jax.Array], jax.Array]
+Constrain = Callable[..., jax.Array]  # of an activation and the place of its batch axis, by default the first
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -146,23 +146,26 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, causal: bool, collect: bool = False, start: jax.Array | None = None
-    ) -> tuple[jax.Array, list[jax.Array]]:
+        self, x: Any, causal: Any, collect: bool = False, start: jax.Array | None = None
+    ) -> tuple[Any, list[Any]]:
         """(B, N, D) -> the same, and the output of blocks 1..depth where `collect` is set.
 
-        `start` is as in `Block`; the loop of `scan` and `remat` have no cache.
+        `x` may be a tuple of such sequences, each with its own in a tuple of masks: they pass each block together, so
+        that devices gather its weights and add up its gradients once for all. `start` is as in `Block`; the loop of
+        `scan` and `remat` have no cache.
         """
         make = nn.remat(Block, static_argnums=(2,), prevent_cse=not self.scan) if self.remat else Block
         fields = (self.num_heads, self.depth, self.activation, self.dtype, self.constrain, self.attend)
         if not self.scan or self.depth == 0:
             layers = []
             for i in range(self.depth):
-                x = make(*fields, name=f"block_{i + 1}")(x, causal, start)
+                block = make(*fields, name=f"block_{i + 1}")
+                x = jax.tree.map(lambda one, mask, block=block: block(one, mask, start), x, causal)
                 layers.append(x)
             return x, layers if collect else []
 
         def body(block, carry):
-            carry = block(carry, causal)
+            carry = jax.tree.map(block, carry, causal)
             return carry, carry if collect else None
 
         scan = nn.scan(
@@ -170,6 +173,19 @@ class Transformer(nn.Module):
         )
         x, stacked = scan(make(*fields, name="blocks"), x)
         return x, list(stacked) if collect else []
+
+
+def rounded_kernels(params: Any, dtype: jnp.dtype) -> Any:
+    """Returns parameters with the blocks' kernels in `dtype`, to which every use rounds them.
+
+    Rounded once for several uses, their gradients are added up in `dtype` before devices add theirs, and not after.
+    """
+
+    def one(path, x: jax.Array) -> jax.Array:
+        names = [part.key for part in path]
+        return x.astype(dtype) if "transformer" in names and names[-1] == "kernel" else x
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def unstacked(params: Any) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hybrid_jax.data import augment
-from hybrid_jax.models import hybrid, tokens
+from hybrid_jax.models import hybrid, tokens, transformer
 
 
 def setup(config, seed=0):
@@ -55,6 +55,25 @@ def test_kept_patches_keep_their_own_positions(tiny_config):
     np.testing.assert_allclose(there, embed(coded, None), rtol=1e-4, atol=1e-5)
     moved = embed(coded[:, shuffled], everything)
     assert np.abs(moved - there).max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("layers", "looped"), [(0, False), (2, False), (2, True)])
+def test_one_pass_over_images_and_views_gives_what_two_passes_give(tiny_config, layers, looped, dtype):
+    fields = {"encoder_layers": layers, "scan_layers": looped, "remat": looped, "dtype": dtype}
+    model, params, coded = setup(tiny_config(**{f"model__{name}": value for name, value in fields.items()}))
+    # The output layer starts at zero.
+    params = jax.tree.map(lambda x: x + 0.02, params)
+    keep = jnp.asarray(np.random.default_rng(1).permuted(np.tile(np.arange(16), (6, 1)), axis=1)[:, :7])
+    views = jnp.take_along_axis(jnp.concatenate([coded, coded[::-1]]), keep[..., None], axis=1)
+    # Block by block as jax computes them: a compiler may fuse the two programs differently.
+    with jax.disable_jit():
+        rounded = {"params": transformer.rounded_kernels(params, jnp.dtype(dtype))}
+        log_prob, embedded = model.apply(rounded, coded, views, None, keep, method="both")
+        want = model.apply({"params": params}, coded, None, method="token_log_prob")
+        np.testing.assert_array_equal(log_prob, want)
+        want = model.apply({"params": params}, views, None, keep, method="view_embedding")
+        np.testing.assert_array_equal(embedded, want)
 
 
 @pytest.mark.parametrize(("share", "want"), [(0.5, 8), (0.01, 1), (0.99, None), (1.0, None)])
