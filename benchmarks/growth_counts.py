@@ -64,7 +64,8 @@ def kept(config) -> float:
     """Returns the bytes that the forward pass of a whole batch leaves for the backward pass.
 
     A block keeps 14 D + H N numbers a position: the inputs of its two norms, query, key and value, what attention
-    gives, and 4 D twice around the activation; and a row of attention's weights for each head.
+    gives, and 4 D twice around the activation; and a row of attention's weights for each head, whole under the causal
+    mask too, which leaves half of it.
     """
     model, spec, batch = config.model, TokenSpec.from_config(config), config.train.batch_size
     n, s = spec.num_patches, spec.tokens_per_patch

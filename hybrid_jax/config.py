@@ -169,7 +169,7 @@ FIELDS: dict[str, Field] = {
     "model.attention": Field(
         "auto",
         "",
-        "`auto`: a kernel where platform and length suit one, else plain matrix products; `plain`: always these",
+        "`auto`: the form that suits platform, length and mask; `plain`: always two matrix products",
         **_one_of("auto", "plain"),
     ),
     "model.remat": Field(False, "", "recompute each block in the backward pass: less memory, more time"),

@@ -1,8 +1,9 @@
 """Floating-point operations of a train step, counted analytically.
 
 A multiply-add is two operations. Only matrix products count (what an accelerator's peak is quoted for), and no
-look-up does, even where a one-hot product computes it; both masks are counted as the dense products that are
-computed; a backward pass costs twice its forward pass (Kaplan et al. 2020, arXiv 2001.08361, section 2.1).
+look-up does, even where a one-hot product computes it; both masks are counted as dense products, whatever
+a form of attention leaves out; a backward pass costs twice its forward pass (Kaplan et al. 2020, arXiv 2001.08361,
+section 2.1).
 
 Dimensions: N patches, Q kept patches, S tokens per patch, V vocabulary, D width.
 """

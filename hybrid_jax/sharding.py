@@ -103,8 +103,8 @@ def constrain_batch(mesh: Mesh):
 def state_sharding(abstract_state, mesh: Mesh):
     """Returns a tree of shardings: each large array is cut over `fsdp`.
 
-    Along its last axis but one, a kernel's input features; where that does not divide along the longest that does.
-    (Were `qkv` cut along its output features, the compiler would add up its gradient whole on every device.)
+    Along its last axis but one, of a plain kernel the input features (of `qkv` cut along its output features the
+    TPU compiler adds up the whole gradient on every device); where that does not divide, along the longest that does.
     Depends on shapes only, so that moments and averages lie where their parameters lie.
     """
     size = mesh.shape["fsdp"]

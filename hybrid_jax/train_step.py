@@ -89,7 +89,9 @@ def forward(model: hybrid.HybridModel, params, batch: Batch, palette) -> tuple[j
         return None, embed_views(model, params, batch, palette)
     params = rounded_kernels(params, jnp.dtype(model.config.dtype))
     views, keep = _flat_views(batch)
-    found: Any = model.apply({"params": params}, batch.likelihood, views, palette, keep, method="both")
+    found: Any = model.apply(
+        {"params": params}, batch.likelihood, views, palette, keep, method="log_prob_and_embedding"
+    )
     return found[0], _by_image(found[1])
 
 
@@ -111,7 +113,7 @@ def _by_image(embedded: jax.Array) -> jax.Array:
     return embedded.reshape(-1, 2, embedded.shape[-1])
 
 
-def _flat_views(batch: Batch):
+def _flat_views(batch: Batch) -> tuple[jax.Array, jax.Array | None]:
     """(B, 2, Q, S) tokens and (B, 2, Q) places -> (2B, Q, S) and (2B, Q)."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (batch.views, batch.keep))
 
@@ -246,11 +248,17 @@ def make_gradient_comparison(config, mesh: Mesh) -> Callable[[TrainState, jax.Ar
     def compare(state: TrainState, images: jax.Array) -> Metrics:
         batch = make_batch(config, model, step_key(state.seed, state.step), images, state.palette)
 
-        def on_encoder(encoder, part):
-            _, parts = loss_fn(state.params | {"encoder": encoder}, config, model, batch, state.palette, mesh.size)
-            return config.objective[f"{part}_weight"] * parts[f"{part}_loss"]
+        def generative(encoder) -> jax.Array:
+            params = state.params | {"encoder": encoder}
+            loss = generative_loss(token_log_prob(model, params, batch, state.palette))
+            return config.objective.generative_weight * loss
 
-        one, two = (jax.grad(on_encoder)(state.params["encoder"], p) for p in ("generative", "contrastive"))
+        def contrastive(encoder) -> jax.Array:
+            params = state.params | {"encoder": encoder}
+            loss, _ = contrastive_loss(config, embed_views(model, params, batch, state.palette), mesh.size)
+            return config.objective.contrastive_weight * loss
+
+        one, two = (jax.grad(part)(state.params["encoder"]) for part in (generative, contrastive))
         norms = optax.tree.norm(one), optax.tree.norm(two)
         return {
             "encoder_gradient_norm_generative": norms[0],

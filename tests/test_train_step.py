@@ -12,6 +12,7 @@ from hybrid_jax.models import hybrid
 DIGITS = (sklearn.datasets.load_digits().images * 255 / 16).round().astype(np.uint8)[..., None]
 ARMS = {
     "hybrid": {},
+    "looped": {"model__scan_layers": True, "model__remat": True, "model__encoder_layers": 2},
     "generative": {"objective__contrastive_weight": 0.0},
     "contrastive": {"objective__generative_weight": 0.0},
 }
@@ -71,6 +72,7 @@ def on_one_device():
         ("hybrid", 4, 4),
         pytest.param("hybrid", 8, 1, marks=pytest.mark.slow),  # with microbatches it is below
         ("hybrid", 8, 4),
+        ("looped", 8, 4),
         ("generative", 8, 4),
         ("contrastive", 8, 4),
     ],
@@ -184,8 +186,11 @@ def test_arms_see_the_same_augmentations(tiny_config):
     np.testing.assert_array_equal(batches[0].keep, batches[1].keep)
 
 
-def test_the_gradient_comparison_adds_up(tiny_config, mesh_of):
-    config, mesh = tiny_config(), mesh_of(1)
+@pytest.mark.parametrize(
+    ("settings", "tolerance"), [({}, 1e-4), (ARMS["looped"], 1e-4), ({"model__dtype": "bfloat16"}, 1e-2)]
+)
+def test_the_gradient_comparison_adds_up(tiny_config, mesh_of, settings, tolerance):
+    config, mesh = tiny_config(**settings), mesh_of(1)
     state = train_state.init_state(config, mesh, None)
     images = sharding.global_batch(DIGITS[:16], mesh, 16)
     step = train_step.make_train_step(config, mesh)
@@ -203,8 +208,29 @@ def test_the_gradient_comparison_adds_up(tiny_config, mesh_of):
     one, two = found["encoder_gradient_norm_generative"], found["encoder_gradient_norm_contrastive"]
     cosine = found["encoder_gradient_cosine"]
     total = np.sqrt(one**2 + two**2 + 2 * one * two * cosine)
-    assert total == pytest.approx(float(jnp.sqrt(sum(jnp.vdot(x, x) for x in jax.tree.leaves(whole)))), rel=1e-4)
+    assert {x.dtype for x in jax.tree.leaves(whole)} == {jnp.dtype(jnp.float32)}
+    together = float(jnp.sqrt(sum(jnp.vdot(x, x) for x in jax.tree.leaves(whole))))
+    assert total == pytest.approx(together, rel=tolerance)
     assert one > 0 and two > 0 and -1 <= cosine <= 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    # A kernel, the same stacked, input features that do not divide, positions, a vector, too small, nothing divides.
+    [
+        ((64, 192), 0),
+        ((2, 64, 192), 1),
+        ((12, 256), 1),
+        ((256, 64), 0),
+        ((2048,), 0),
+        ((8, 64), None),
+        ((49, 99), None),
+    ],
+)
+def test_which_axis_of_an_array_is_cut(mesh_of, shape, axis):
+    where = sharding.state_sharding(jax.ShapeDtypeStruct(shape, jnp.float32), mesh_of(8, 8))
+    want = [size // 8 if i == axis else size for i, size in enumerate(shape)]
+    assert where.shard_shape(shape) == tuple(want)
 
 
 def test_a_nonfinite_update_is_skipped_and_counted(tiny_config, mesh_of):

@@ -28,8 +28,9 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array, bool], jax.Array]
 
 # Shorter sequences' scores are small; where the kernel begins to be faster was not measured, for want of a TPU.
 KERNEL_LENGTH = 512
-# From here on blocks of queries are faster (benchmarks/README.md), down to blocks of so many.
-BLOCKS_LENGTH, _FEWEST_QUERIES = 64, 32
+# From here on blocks of queries are faster (benchmarks/README.md); smaller blocks than these are not.
+BLOCKS_LENGTH = 64
+_FEWEST_QUERIES = 32
 # Rows and columns of scores that the TPU kernel holds at once; multiples of 128, the width of its registers.
 _BLOCKS = (512, 384, 256)
 
@@ -50,9 +51,9 @@ def plain(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> j
 
 
 def causal_blocks(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """`plain` under the causal mask, an eighth of the queries at a time with the keys up to the last of them.
+    """`plain` under the causal mask, an eighth of the queries (at least 32) at a time with the keys up to the last.
 
-    Of the N^2 scores it computes and keeps 9/16, where the mask leaves 1/2.
+    Of N^2 scores it computes and keeps 9/16 from 256 positions on, where the mask leaves 1/2; 3/4 of 64 positions'.
 
     Args:
       query, key, value: (B, N, H, E).

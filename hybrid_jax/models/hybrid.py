@@ -61,8 +61,9 @@ class HybridModel(nn.Module):
         skip = c.decoder_skip and c.encoder_layers > 0
         self.decoder = Decoder(self.spec, c.width, dtype, {"depth": c.decoder_layers, **common}, skip)
         linear = self.spec.tokens_per_patch == 1
-        masked = lambda: MaskedMLPHead(self.spec, c.width, c.activation, dtype, self.constrain)
-        self.head = LinearHead(self.spec) if linear else masked()
+        self.head = (
+            LinearHead(self.spec) if linear else MaskedMLPHead(self.spec, c.width, c.activation, dtype, self.constrain)
+        )
         self.projection = Projection(tuple(c.projection_dims), c.activation, dtype)
 
     def __call__(self, tokens: jax.Array, palette: tokens_lib.Palette | None) -> None:
@@ -83,11 +84,11 @@ class HybridModel(nn.Module):
         Returns:
           (B, N, S) float32, nats, in generation order.
         """
-        chex.assert_shape(tokens, (None, self.spec.num_patches, self.spec.tokens_per_patch))
         encoded, intermediates = self.encoder(tokens, palette, causal=True)
         return self._log_prob(tokens, palette, encoded, intermediates["embedding"])
 
     def _log_prob(self, tokens, palette, encoded: jax.Array, embedding: jax.Array) -> jax.Array:
+        chex.assert_shape(tokens, (None, self.spec.num_patches, self.spec.tokens_per_patch))
         states, _ = self.decoder(encoded, embedding)
         return self.head(states, tokens, tokens_lib.dequantise(tokens, self.spec, palette))
 
@@ -144,7 +145,7 @@ class HybridModel(nn.Module):
     def _embedding(self, encoded: jax.Array) -> jax.Array:
         return self.projection(self.constrain(jnp.mean(encoded, axis=1, dtype=jnp.float32)))
 
-    def both(
+    def log_prob_and_embedding(
         self, tokens: jax.Array, views: jax.Array, palette: tokens_lib.Palette | None, keep: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
         """`token_log_prob` of (L, N, S) tokens and `view_embedding` of (B, Q, S) views, in one pass of the encoder.
@@ -152,7 +153,7 @@ class HybridModel(nn.Module):
         Where weights are cut over devices they are gathered once for both, and gradients are added up once.
         """
         causal = self.config.view_attention == "causal"
-        encoded, embedding, encoded_views = self.encoder.both(tokens, views, palette, causal, keep)
+        encoded, embedding, encoded_views = self.encoder.images_and_views(tokens, views, palette, causal, keep)
         return self._log_prob(tokens, palette, encoded, embedding), self._embedding(encoded_views)
 
     def features(self, tokens: jax.Array, palette: tokens_lib.Palette | None) -> dict[str, jax.Array]:

@@ -81,12 +81,12 @@ class Encoder(nn.Module):
             intermediates["encoder"] = x
         return x, intermediates
 
-    def both(
+    def images_and_views(
         self,
         tokens: jax.Array,
         views: jax.Array,
         palette: tokens_lib.Palette | None,
-        view_causal: bool,
+        causal: bool,
         keep: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Encodes whole images with the causal mask and views with theirs, in one pass over the blocks.
@@ -95,7 +95,7 @@ class Encoder(nn.Module):
           tokens: (L, N, S) int32, of images.
           views: (B, Q, S) int32, patches that views keep.
           palette: of the palette kind.
-          view_causal: the mask over the views' patches.
+          causal: the mask over the views' patches.
           keep: (B, Q) int32 which patches these are; None means all N, in order.
 
         Returns:
@@ -106,11 +106,11 @@ class Encoder(nn.Module):
         if self.stack["depth"] == 0:
             return embedding, embedding, view
         placed = self._placed(embedding), self._placed(view, keep)
-        passed, _ = self.transformer(placed, (True, view_causal))
+        passed, _ = self.transformer(placed, (True, causal))
         encoded, encoded_view = (self.norm(x).astype(self.dtype) for x in passed)
         return encoded, embedding, encoded_view
 
-    def _placed(self, embedding: jax.Array, keep: jax.Array | None = None, start: jax.Array | None = None):
+    def _placed(self, embedding: jax.Array, keep: jax.Array | None = None, start: jax.Array | None = None) -> jax.Array:
         """Adds to (B, Q, D) embeddings their positions, as in `__call__`."""
         positions = self.positions.astype(self.dtype)
         if keep is not None:

@@ -12,6 +12,9 @@ import jax.numpy as jnp
 
 from hybrid_jax.models.attention import Attend, plain
 
+# One array (B, N, D) and whether it is causal, or as many of each.
+Sequences = jax.Array | tuple[jax.Array, ...]
+Masks = bool | tuple[bool, ...]
 Constrain = Callable[..., jax.Array]  # of an activation and the place of its batch axis, by default the first
 
 
@@ -146,13 +149,13 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Any, causal: Any, collect: bool = False, start: jax.Array | None = None
+        self, x: Sequences, causal: Masks, collect: bool = False, start: jax.Array | None = None
     ) -> tuple[Any, list[Any]]:
         """(B, N, D) -> the same, and the output of blocks 1..depth where `collect` is set.
 
-        `x` may be a tuple of such sequences, each with its own in a tuple of masks: they pass each block together, so
-        that devices gather its weights and add up its gradients once for all. `start` is as in `Block`; the loop of
-        `scan` and `remat` have no cache.
+        `x` may be a tuple of such arrays, each with its own in a tuple of masks: they pass each block together, so that
+        devices gather its weights and add up its gradients once for all. What is collected are tuples then. `start`
+        is as in `Block`, for one array; the loop of `scan` and `remat` have no cache.
         """
         make = nn.remat(Block, static_argnums=(2,), prevent_cse=not self.scan) if self.remat else Block
         fields = (self.num_heads, self.depth, self.activation, self.dtype, self.constrain, self.attend)
@@ -178,7 +181,8 @@ class Transformer(nn.Module):
 def rounded_kernels(params: Any, dtype: jnp.dtype) -> Any:
     """Returns parameters with the blocks' kernels in `dtype`, to which every use rounds them.
 
-    Rounded once for several uses, their gradients are added up in `dtype` before devices add theirs, and not after.
+    Rounded once, the gradients of two passes over the encoder are added up in `dtype` before devices add theirs; of
+    kernels that are rounded in each pass devices add both. The decoder's, used once, are the same either way.
     """
 
     def one(path, x: jax.Array) -> jax.Array:

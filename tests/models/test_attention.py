@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hybrid_jax import sharding, traffic
 from hybrid_jax.models import attention, hybrid
 
 interpreted = functools.partial(attention.splash, interpret=True)
@@ -127,6 +128,16 @@ def test_on_a_mesh_each_device_computes_its_own_images(causal, mesh_of, monkeypa
     assert len(found[0].sharding.device_set) == 4
     alone = jax.make_jaxpr(lambda *x: attention.Attention(attention.default_device(), interpret=True)(*x, causal))
     assert "shard_map" not in str(alone(*given[:3])) and "pallas_call" in str(alone(*given[:3]))
+
+
+def test_on_a_mesh_blocks_of_queries_need_no_communication(mesh_of):
+    mesh = mesh_of(4, 2)
+    given = [jax.device_put(x, sharding.batch_sharding(mesh)) for x in heads(70, 8, batch=4)]
+    on_mesh = both(attention.Attention(mesh), True)
+    for one, wanted in zip(on_mesh(*given), both(attention.plain, True)(*given), strict=True):
+        np.testing.assert_allclose(one, wanted, rtol=1e-4, atol=1e-5)
+    collectives = traffic.count(on_mesh.lower(*given).compile().as_text())["collectives"]
+    assert not any(kind["count"] for kind in collectives.values())
 
 
 @pytest.mark.slow

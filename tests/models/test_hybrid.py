@@ -58,9 +58,11 @@ def test_kept_patches_keep_their_own_positions(tiny_config):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("layers", "looped"), [(0, False), (2, False), (2, True)])
-def test_one_pass_over_images_and_views_gives_what_two_passes_give(tiny_config, layers, looped, dtype):
-    fields = {"encoder_layers": layers, "scan_layers": looped, "remat": looped, "dtype": dtype}
+@pytest.mark.parametrize(
+    ("layers", "looped", "mask"), [(0, False, "full"), (2, False, "full"), (2, True, "full"), (2, False, "causal")]
+)
+def test_one_pass_over_images_and_views_gives_what_two_passes_give(tiny_config, layers, looped, mask, dtype):
+    fields = {"encoder_layers": layers, "scan_layers": looped, "remat": looped, "dtype": dtype, "view_attention": mask}
     model, params, coded = setup(tiny_config(**{f"model__{name}": value for name, value in fields.items()}))
     # The output layer starts at zero.
     params = jax.tree.map(lambda x: x + 0.02, params)
@@ -69,7 +71,7 @@ def test_one_pass_over_images_and_views_gives_what_two_passes_give(tiny_config, 
     # Block by block as jax computes them: a compiler may fuse the two programs differently.
     with jax.disable_jit():
         rounded = {"params": transformer.rounded_kernels(params, jnp.dtype(dtype))}
-        log_prob, embedded = model.apply(rounded, coded, views, None, keep, method="both")
+        log_prob, embedded = model.apply(rounded, coded, views, None, keep, method="log_prob_and_embedding")
         want = model.apply({"params": params}, coded, None, method="token_log_prob")
         np.testing.assert_array_equal(log_prob, want)
         want = model.apply({"params": params}, views, None, keep, method="view_embedding")
