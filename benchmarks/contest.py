@@ -68,7 +68,7 @@ class Described:
     Attributes:
       call: does one unit of work.
       facts: `parameters` (a count), `gflop` (10^9 operations a call), `threads`.
-      warm_up: whether it is called once before it is timed.
+      warm_up: whether each round begins with a call that does not count.
     """
 
     call: Call
@@ -190,7 +190,7 @@ def work(factory: Factory, quick: bool) -> None:
     answers = _answers()
     try:
         call = factory(quick)
-        if getattr(call, "warm_up", True):
+        if _warms_up(call):
             call()
         _say(answers, "ready", json.dumps(getattr(call, "facts", {})))
         for line in sys.stdin:
@@ -207,14 +207,22 @@ def work(factory: Factory, quick: bool) -> None:
 
 
 def _seconds(call: Call, least: float) -> float:
-    """Returns the mean seconds of as many calls as take `least` seconds."""
-    begin, count = time.perf_counter(), 0
-    while True:
+    """Returns the mean seconds of as many calls as take `least` seconds, after one that does not count.
+
+    That one finds memory and caches as others left them, which a training's steps or a stream of batches do not.
+    """
+    if _warms_up(call):
         call()
-        count += 1
-        spent = time.perf_counter() - begin
-        if spent >= least:
-            return spent / count
+    times: list[float] = []
+    while not times or sum(times) < least:
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return statistics.fmean(times)
+
+
+def _warms_up(call: Call) -> bool:
+    return getattr(call, "warm_up", True)
 
 
 def _answers() -> IO[str]:
