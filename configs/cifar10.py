@@ -5,8 +5,8 @@ python -m hybrid_jax.main --config=configs/cifar10.py --workdir=runs/cifar10
 Data: the tfds set `cifar10`, prepared once by `python -m hybrid_jax.data.prepare cifar10`.
 Hardware: one GPU or a TPU host.
 Compiled ahead of time (--mode=compile --topology=v5e:2x2; jax 0.10.2, libtpu 0.0.42.1): 40,743,264 parameters,
-1.30e13 analytical FLOPs a step, 1.6 of 15.75 GiB a device; model estimate .022 to .038 s a step, bound by compute. No
-all-to-all. Without model.remat 15.2 GiB, and .058 to .076 s, bound by memory: attention's scores are kept.
+1.30e13 analytical FLOPs a step, 1.5 of 15.75 GiB a device; model estimate .022 to .037 s a step, bound by compute. No
+all-to-all. Without model.remat 8.8 GiB, and .038 to .056 s, bound by memory: attention's scores are kept.
 Result: not run; speed: not run.
 """
 
