@@ -8,8 +8,8 @@ skipped. Its palette is k-means on these images, not Image GPT's (Chen et al. 20
 into an encoder and a decoder.
 Hardware: a TPU v5e pod (16x16).
 Compiled ahead of time (--mode=compile --topology=v5e:16x16; jax 0.10.2, libtpu 0.0.42.1): 78,671,488 parameters,
-4.57e14 analytical FLOPs a step, 2.1 of 15.75 GiB a device; model estimate .012 to .025 s a step. v5e:8x8: 2.4 GiB,
-.048 to .081 s, bound by compute (with model.attention='plain' 2.8 GiB, .065 to .118 s, bound by memory: the attention
+4.57e14 analytical FLOPs a step, 1.6 of 15.75 GiB a device; model estimate .012 to .022 s a step. v5e:8x8: 2.3 GiB,
+.048 to .080 s, bound by compute (with model.attention='plain' 2.6 GiB, .064 to .115 s, bound by memory: the attention
 scores of 1,024 positions are written out). No all-to-all in either.
 Result: not run; speed: not run.
 """

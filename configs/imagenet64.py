@@ -7,9 +7,9 @@ Data: the tfds set `downsampled_imagenet/64x64`, prepared once by
 evaluators that need them are skipped.
 Hardware: a TPU v5e pod (16x16), or two as slices.
 Compiled ahead of time (--mode=compile --topology=v5e:16x16; jax 0.10.2, libtpu 0.0.42.1): 315,917,760 parameters,
-3.32e15 analytical FLOPs a step, 1.8 of 15.75 GiB a device; model estimate .09 to .16 s a step. v5e:16x16x2: 1.5 GiB,
-4.8 MiB a device between the slices, .04 to .09 s. v5p:8x8x16: 1.3 GiB, .02 to .03 s. No all-to-all in any. Without
-model.remat 16.5 GiB; with mesh.fsdp=1 9.3 GiB and .09 to .15 s on one slice, but .04 to .12 s on two.
+3.32e15 analytical FLOPs a step, 1.7 of 15.75 GiB a device; model estimate .09 to .15 s a step. v5e:16x16x2: 1.5 GiB,
+5.0 MiB a device between the slices, .04 to .08 s. v5p:8x8x16: 1.1 GiB, .01 to .03 s. No all-to-all in any. With
+mesh.fsdp=1 7.2 GiB and .09 to .14 s on one slice, but 6.7 GiB and .04 to .10 s on two.
 Result: not run; speed: not run.
 """
 

@@ -5,8 +5,8 @@ python -m hybrid_jax.main --config=configs/imagenet64_large.py --workdir=runs/im
 Data: as configs/imagenet64.py.
 Hardware: a TPU v5e pod (16x16).
 Compiled ahead of time (--mode=compile --topology=v5e:16x16; jax 0.10.2, libtpu 0.0.42.1): 1,400,630,752 parameters,
-1.47e16 analytical FLOPs a step, 6.2 of 15.75 GiB a device; model estimate .387 to .682 s a step. No all-to-all. With
-mesh.fsdp=4 10.7 GiB and .691 s at most, with 16 3.9 GiB and .693 s; without model.remat it does not fit.
+1.47e16 analytical FLOPs a step, 5.9 of 15.75 GiB a device; model estimate .387 to .658 s a step. No all-to-all. With
+mesh.fsdp=4 9.1 GiB and .666 s at most, with 16 4.0 GiB and .655 s.
 Result: not run; speed: not run.
 """
 
