@@ -10,10 +10,8 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# The service's client has no public name.
-from jax._src.distributed import global_state
-
 from hybrid_jax.errors import UserError
+from hybrid_jax.jax_internals import distributed_state
 
 _LONG = 7 * 24 * 3600 * 1000  # ms
 
@@ -32,12 +30,12 @@ def is_first() -> bool:
 
 def process() -> int:
     """Returns this process's number; unlike JAX's own function it does not wait for the devices."""
-    return global_state.process_id
+    return distributed_state().process_id
 
 
 def count() -> int:
     """Returns the number of processes, likewise."""
-    return global_state.num_processes
+    return distributed_state().num_processes
 
 
 def only_first(log: Callable[[str], None]) -> Callable[[str], None]:
@@ -47,12 +45,12 @@ def only_first(log: Callable[[str], None]) -> Callable[[str], None]:
 
 def coordinator_address() -> str | None:
     """Returns HOST:PORT of process 0's coordination service."""
-    return global_state.coordinator_address
+    return distributed_state().coordinator_address
 
 
 def service() -> Any:
     """Returns the client of the coordination service."""
-    return global_state.client
+    return distributed_state().client
 
 
 def meet(name: str | None = None, milliseconds: int = _LONG) -> None:

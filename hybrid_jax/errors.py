@@ -35,13 +35,17 @@ class CompilerError(RuntimeError):
     """The compiler failed, which no setting is known to mend; the message is one line. Exit code 1."""
 
 
+class IncompatibleError(RuntimeError):
+    """An installed package lacks what is needed of it; the message is one line. Exit code 1."""
+
+
 def explain(error: BaseException) -> tuple[str, int] | None:
     """Returns the line for the terminal and the exit code; None for what needs a traceback, a fault of ours."""
     if isinstance(error, Preempted):
         return str(error), 75
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 1
-    if isinstance(error, UserError | NonFiniteError | StorageError | CompilerError):
+    if isinstance(error, UserError | NonFiniteError | StorageError | CompilerError | IncompatibleError):
         return f"error: {error}", 2 if isinstance(error, UserError) else 1
     return None
 

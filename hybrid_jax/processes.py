@@ -12,11 +12,9 @@ from typing import Any
 
 import jax
 
-# What a cluster says of itself has no public name; this is the order in which JAX asks, too.
-from jax._src.clusters import ClusterEnv
-
+from hybrid_jax import jax_internals
 from hybrid_jax.distributed import coordinator_address, count, is_first, meet, process, service, several
-from hybrid_jax.errors import UserError, explain
+from hybrid_jax.errors import IncompatibleError, UserError, explain
 
 # A process whose sign of life has not changed for this many looks is gone; one look a second.
 _LOOKS = 9
@@ -73,7 +71,7 @@ def _join(mode: str, given: dict[str, Any]) -> None:
         return
     _check(**given)
     try:
-        found = next((c for c in ClusterEnv._cluster_types if not c.opt_in_only_method and c.is_env_present()), None)
+        found = jax_internals.cluster()
         # Newer versions of Open MPI do not say where process 0 is: better a line than N runs in one workdir.
         size = found.get_process_count() if found else int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1"))
         if mode == "auto" and not named and size < 2:
@@ -84,7 +82,7 @@ def _join(mode: str, given: dict[str, Any]) -> None:
         # Its handler of SIGTERM would stand in the way of ours.
         jax.config.update("jax_enable_preemption_service", False)
         _initialise(*given.values())
-    except UserError:
+    except (UserError, IncompatibleError):
         raise
     except Exception as error:  # of many types, from a cluster's metadata to the network
         reason = str(error).strip().partition("\n")[0]
