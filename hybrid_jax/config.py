@@ -119,6 +119,12 @@ FIELDS: dict[str, Field] = {
         check=lambda v: all(type(c) is int and c >= 0 for c in v) and len(set(v)) == len(v),
     ),
     "data.memory_gib": Field(8.0, "GiB", "a larger split stays on disk and is read batch by batch", **_at_least(0)),
+    "data.device_gib": Field(
+        1.0,
+        "GiB",
+        "a training split up to this size is kept on every GPU or TPU; a larger one, and 0 all, comes from the host",
+        **_at_least(0),
+    ),
     "data.cache": Field("", "", "where decoded images are kept; empty = the user's cache folder"),
     "data.on_error": Field(
         "stop", "", "`stop` at an unreadable image file, or `skip` and count it", **_one_of("stop", "skip")
@@ -341,7 +347,7 @@ FIELDS: dict[str, Field] = {
 }
 
 # A resumed run may change these; every other field must stay as the workdir's.
-_WHERE = ("data.path", "data.cache", "data.memory_gib")
+_WHERE = ("data.path", "data.cache", "data.memory_gib", "data.device_gib")
 MAY_CHANGE = ("train.total_steps", "model.attention", "mesh.", "log.", "eval.", "checkpoint.", "compare.", *_WHERE)
 
 

@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 from hybrid_jax.config import likelihood_batch
 from hybrid_jax.errors import reject
 
+# What JAX and its compiler call NVIDIA's.
+GPU_PLATFORMS = ("gpu", "cuda")
 # Both axes share the batch; parameters and optimizer state are cut over `fsdp`.
 BATCH_AXES = ("data", "fsdp")
 # Below this many elements a cut saves nothing and costs a collective.
@@ -119,6 +121,14 @@ def state_sharding(abstract_state, mesh: Mesh):
         return NamedSharding(mesh, P(*spec))
 
     return jax.tree.map(rule, abstract_state)
+
+
+def compiler_options(mesh: Mesh) -> dict[str, Any]:
+    """Returns what XLA is asked for beside its defaults when it compiles for the mesh's platform."""
+    if mesh.devices.flat[0].platform not in GPU_PLATFORMS:
+        return {}
+    # Products of both streams with one kernel, joined to one, would be followed by a copy of each part of the result.
+    return {"xla_gpu_dot_merger_threshold_mb": 0}
 
 
 def place(tree, shardings):

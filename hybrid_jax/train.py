@@ -26,7 +26,7 @@ from hybrid_jax import (
 )
 from hybrid_jax import config as config_lib
 from hybrid_jax import metrics as metrics_lib
-from hybrid_jax.data import pipeline, sources
+from hybrid_jax.data import feed, pipeline, sources
 from hybrid_jax.errors import NonFiniteError, Preempted, UserError, explained_memory, reject
 from hybrid_jax.evaluate import evaluate_and_report, write_anomaly
 from hybrid_jax.evaluators.features import FeatureStore
@@ -98,8 +98,8 @@ def _run(config, workdir, data, mesh, state, start, checkpoints, writer, stops, 
     model = inference.Model(config, None, None, start, mesh)
     total, batch, pending, last = config.train.total_steps, config.train.batch_size, {}, {}
     clock = metrics_lib.Clock(batch, total, start)
-    rows = sharding.local_rows(mesh, batch)
-    batches = pipeline.batches(data.train.images, config.seed, batch, start, total, rows)
+    on_device = feed.fits_devices(data.train.images, mesh, config.data.device_gib)
+    batches = feed.batches(data.train.images, config.seed, batch, start, total, mesh, on_device)
 
     def evaluate(state) -> dict[str, float]:
         message = f"stopped while step {int(state.step)} was evaluated, which is saved; the same command continues"
@@ -118,7 +118,7 @@ def _run(config, workdir, data, mesh, state, start, checkpoints, writer, stops, 
             evaluate(state)
         elif due and step > start and distributed.is_first():
             writer.scalars(step, read_headline(workdir, step))
-        images = sharding.global_batch(next(batches), mesh, batch)
+        images = next(batches)
         done = step + 1
         logs = done in (1, total) or done % config.log.every_steps == 0
         # Before the step, which donates the state.

@@ -278,4 +278,5 @@ def _jit(function, config, mesh: Mesh, donate: bool = False):
         in_shardings=(state, sharding.batch_sharding(mesh)),
         out_shardings=(state, metrics) if donate else metrics,
         donate_argnums=(0,) if donate else (),
+        compiler_options=sharding.compiler_options(mesh),
     )

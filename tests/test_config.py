@@ -116,7 +116,7 @@ def test_each_field_of_a_started_run_may_change_or_not_as_documented(name):
     value = _another_value(config_lib.FIELDS[name])
     new.update_from_flattened_dict({name: value})
     sections = ("mesh", "log", "eval", "checkpoint", "compare")
-    fields = ("train.total_steps", "model.attention", "data.path", "data.cache", "data.memory_gib")
+    fields = ("train.total_steps", "model.attention", "data.path", "data.cache", "data.memory_gib", "data.device_gib")
     may = name.partition(".")[0] in sections or name in fields
     refused = (
         [] if may else [f"config.{name}={value!r}: the workdir was trained with {config_lib.FIELDS[name].default!r}"]

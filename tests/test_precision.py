@@ -32,8 +32,10 @@ def test_losses_of_50_steps_are_those_of_float32(tiny_config, mesh_of):
     assert (whole[-10:].mean(0) < 0.95 * whole[0]).all(), "learns"
     # Half a unit of bfloat16's last place is 0.2 %; another seed's losses differ by 5 % on average.
     difference = np.abs(half - whole) / whole
-    assert 0 < difference.max() < 0.01
-    assert difference.mean() < 1e-3
+    # Of four seeds the contrastive losses differ by .07 to .26 % on average, the generative ones by .002 to .004 %.
+    assert 0 < difference.max() < 0.02
+    assert difference[:, 0].mean() < 2e-4
+    assert difference[:, 1].mean() < 4e-3
 
 
 def test_what_stays_float32(tiny_config, mesh_of):

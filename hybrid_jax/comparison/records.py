@@ -22,7 +22,7 @@ _TYPES = ("uint8", "uint16", "uint32", "float32")
 # What a result depends on beside the training itself.
 _EVAL = ("eval.linear_probe.", "eval.corruptions.", "eval.ood.", "eval.likelihood.", "eval.max_images")
 _TRAINING = ("seed", "data.", "model.", "objective.", "augment.", "train.", "optimizer.")
-_LOCAL = ("data.path", "data.cache", "data.memory_gib")
+_LOCAL = ("data.path", "data.cache", "data.memory_gib", "data.device_gib")
 
 
 def write(path: pathlib.Path, record: dict[str, Any], config: ml_collections.ConfigDict, measured: Measured) -> None:

@@ -43,7 +43,7 @@ def batch_indices(seed: int, step: int, num_images: int, batch_size: int) -> np.
       UserError: the batch is larger than the data.
     """
     epoch, index = divmod(step, steps_per_epoch(num_images, batch_size))
-    return _permutation(seed, epoch, num_images)[index * batch_size : (index + 1) * batch_size]
+    return permutation(seed, epoch, num_images)[index * batch_size : (index + 1) * batch_size]
 
 
 def batches(
@@ -81,8 +81,8 @@ def batches(
 
 
 @functools.lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
-    """(num_images,) int64; read-only, because every caller shares the cached array."""
+def permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
+    """Returns the order of an epoch, (num_images,) int64; read-only, because every caller shares the cached array."""
     entropy = np.random.SeedSequence(seed, spawn_key=(epoch,))
     order = np.random.default_rng(entropy).permutation(num_images)
     order.flags.writeable = False

@@ -31,6 +31,7 @@ KERNEL_LENGTH = 512
 # From here on blocks of queries are faster (benchmarks/README.md); smaller blocks than these are not.
 BLOCKS_LENGTH = 64
 _FEWEST_QUERIES = 32
+_GPUS = ("gpu", "cuda")
 # Rows and columns of scores that the TPU kernel holds at once; multiples of 128, the width of its registers.
 _BLOCKS = (512, 384, 256)
 
@@ -157,14 +158,23 @@ class Attention:
     mesh: Mesh
     interpret: bool = False
 
+    @property
+    def _platform(self) -> str:
+        return self.mesh.devices.flat[0].platform
+
+    @property
+    def wants_whole_arrays(self) -> bool:
+        """Whether slices of one array would be copied first, as for calls of cuDNN."""
+        return self._platform in _GPUS
+
     def form(self, query: jax.Array, causal: bool) -> str:
         """Returns the name of the form for (B, N, H, E)."""
-        platform = self.mesh.devices.flat[0].platform
+        platform = self._platform
         if platform == "cpu" and causal and query.shape[1] >= BLOCKS_LENGTH:
             return "causal_blocks"
         if platform == "tpu" and query.shape[1] >= KERNEL_LENGTH:
             return "splash"
-        if platform in ("gpu", "cuda") and cudnn_accepts(query):
+        if platform in _GPUS and cudnn_accepts(query):
             return "cudnn"
         return "plain"
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from hybrid_jax.losses import token_nll
 from hybrid_jax.models.tokens import TokenSpec
-from hybrid_jax.models.transformer import ACTIVATIONS, Constrain, Dense
+from hybrid_jax.models.transformer import ACTIVATIONS, Constrain, Dense, float32_einsum, look_up
 
 
 class Projection(nn.Module):
@@ -42,20 +42,26 @@ class LinearHead(nn.Module):
     """S = 1: a bias-free linear map to V logits that starts at zero, so at the uniform distribution."""
 
     spec: TokenSpec
+    dtype: jnp.dtype
 
     def setup(self) -> None:
-        init = nn.initializers.zeros
-        self.logits = Dense(self.spec.vocab_size, use_bias=False, kernel_init=init)
+        product = lambda x, kernel, *_, **__: float32_einsum("pd,dv->pv", x, kernel)
+        self.logits = Dense(
+            self.spec.vocab_size,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.zeros,
+            dot_general=product,
+        )
 
     def __call__(self, states: jax.Array, tokens: jax.Array, values: jax.Array) -> jax.Array:
         """(B, N, D) states, (B, N, 1) tokens -> (B, N, 1) float32 log-probabilities, nats."""
         del values
-        # Logits are not rounded to `dtype`: a softmax would see it.
-        return -token_nll(self.logits(states.astype(jnp.float32))[..., None, :], tokens)
+        return -token_nll(self.logits(states)[..., None, :], tokens)
 
     def begin(self, states: jax.Array) -> jax.Array:
         """(B, D) states of one patch -> what `next` reads."""
-        return nn.log_softmax(self.logits(states.astype(jnp.float32)))
+        return nn.log_softmax(self.logits(states))
 
     def next(self, progress: jax.Array, j: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Log-probabilities of a patch's only token: (B, V) float32, nats, and the progress."""
@@ -114,7 +120,7 @@ class MaskedMLPHead(nn.Module):
         spec, s = self.spec, self.spec.tokens_per_patch
         units, zeros = hidden_units(self.width, s), nn.initializers.zeros
         high_size, low_size = factor_sizes(spec.vocab_size)
-        self.token_features = nn.Embed(spec.vocab_size, TOKEN_FEATURES - spec.values_per_token, dtype=self.dtype)
+        self.token_features = nn.Embed(spec.vocab_size, TOKEN_FEATURES - spec.values_per_token)
         self.from_state = Dense(s * units, dtype=self.dtype)
         self.from_tokens_kernel = self._triangular_param("from_tokens", TOKEN_FEATURES, units)
         self.hidden_bias = self.param("hidden_bias", zeros, (s, units))
@@ -173,7 +179,8 @@ class MaskedMLPHead(nn.Module):
 
     def _seen(self, tokens: jax.Array, values: jax.Array) -> jax.Array:
         """What a token tells later ones: (...) tokens, (..., values_per_token) -> (..., TOKEN_FEATURES)."""
-        return jnp.concatenate([self.token_features(tokens), values.astype(self.dtype)], axis=-1)
+        found = look_up(self.token_features.embedding, tokens, self.dtype)
+        return jnp.concatenate([found, values.astype(self.dtype)], axis=-1)
 
     def _triangular(self, kernel: jax.Array, mask: jax.Array) -> jax.Array:
         """(S, F, S, M) -> the matrix (S F, S M) by which output token j reads the input tokens that mask[j] allows."""
@@ -201,10 +208,11 @@ class MaskedMLPHead(nn.Module):
         # What this adds to tokens before j nobody reads any more, so no mask is needed.
         second = progress.second + jnp.einsum("bm,msu->bsu", unit, self.hidden_kernel[j].astype(self.dtype))
         hidden = second[:, j]
-        high = nn.log_softmax(act(hidden).astype(jnp.float32) @ self.high_kernel[j] + jnp.log(self.valid))
-        given_high = act(hidden[:, None] + self.high_embedding[j].astype(self.dtype)).astype(jnp.float32)
+        high = nn.log_softmax(float32_einsum("bm,mf->bf", act(hidden), self.high_kernel[j]) + jnp.log(self.valid))
+        given_high = act(hidden[:, None] + self.high_embedding[j].astype(self.dtype))
         allowed = jnp.arange(self.low_kernel.shape[-1]) < self.valid[:, None]
-        low = nn.log_softmax(jnp.where(allowed, given_high @ self.low_kernel[j], -1e30))
+        low_logits = float32_einsum("bhm,mf->bhf", given_high, self.low_kernel[j])
+        low = nn.log_softmax(jnp.where(allowed, low_logits, -1e30))
         log_probs = (high[:, :, None] + low).reshape(len(high), -1)[:, : self.spec.vocab_size]
         return log_probs, progress.replace(second=second)
 
@@ -228,4 +236,4 @@ class Progress(flax.struct.PyTreeNode):
 
 def _per_token(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """(S, M, P) and a matrix (M, features) for each token -> (S, features, P) float32."""
-    return jnp.einsum("smp,smf->sfp", x.astype(jnp.float32), kernel)
+    return float32_einsum("smp,smf->sfp", x, kernel)

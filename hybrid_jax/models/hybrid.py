@@ -62,7 +62,9 @@ class HybridModel(nn.Module):
         self.decoder = Decoder(self.spec, c.width, dtype, {"depth": c.decoder_layers, **common}, skip)
         linear = self.spec.tokens_per_patch == 1
         self.head = (
-            LinearHead(self.spec) if linear else MaskedMLPHead(self.spec, c.width, c.activation, dtype, self.constrain)
+            LinearHead(self.spec, dtype)
+            if linear
+            else MaskedMLPHead(self.spec, c.width, c.activation, dtype, self.constrain)
         )
         self.projection = Projection(tuple(c.projection_dims), c.activation, dtype)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from hybrid_jax.models import tokens as tokens_lib
-from hybrid_jax.models.transformer import Dense, Transformer, rms_norm
+from hybrid_jax.models.transformer import Dense, Transformer, add_positions, look_up, rms_norm
 
 POSITION_INIT = nn.initializers.normal(0.02)
 
@@ -26,7 +26,8 @@ class PatchEmbedding(nn.Module):
     def __call__(self, tokens: jax.Array, palette: tokens_lib.Palette | None) -> jax.Array:
         """(B, N, S) int32 -> (B, N, D)."""
         if self.spec.tokens_per_patch == 1:
-            return nn.Embed(self.spec.vocab_size, self.width, dtype=self.dtype, name="table")(tokens[..., 0])
+            table = nn.Embed(self.spec.vocab_size, self.width, name="table").embedding
+            return look_up(table, tokens[..., 0], self.dtype)
         values = tokens_lib.dequantise(tokens, self.spec, palette)
         flat = values.reshape(*values.shape[:2], -1).astype(self.dtype)
         return Dense(self.width, dtype=self.dtype, name="linear")(flat)
@@ -112,12 +113,12 @@ class Encoder(nn.Module):
 
     def _placed(self, embedding: jax.Array, keep: jax.Array | None = None, start: jax.Array | None = None) -> jax.Array:
         """Adds to (B, Q, D) embeddings their positions, as in `__call__`."""
-        positions = self.positions.astype(self.dtype)
         if keep is not None:
-            positions = positions[keep]
-        elif start is not None:
+            return embedding + look_up(self.positions, keep, self.dtype)
+        positions = self.positions
+        if start is not None:
             positions = jax.lax.dynamic_slice_in_dim(positions, start, embedding.shape[1])
-        return embedding + positions
+        return add_positions(embedding, positions)
 
 
 class Decoder(nn.Module):
@@ -146,10 +147,10 @@ class Decoder(nn.Module):
 
     def states(self, inputs: jax.Array, collect: bool = False, start: jax.Array | None = None):
         """(B, Q, D) inputs of positions from `start` (None = all, without a cache) on -> their states, and as below."""
-        positions = self.positions.astype(self.dtype)
+        positions = self.positions
         if start is not None:
             positions = jax.lax.dynamic_slice_in_dim(positions, start, inputs.shape[1])
-        x, layers = self.transformer(inputs + positions, True, collect, start)
+        x, layers = self.transformer(add_positions(inputs, positions), True, collect, start)
         x = self.norm(x).astype(self.dtype)
         if not collect:
             return x, {}

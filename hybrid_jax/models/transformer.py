@@ -3,6 +3,7 @@
 Dimensions: B batch, N positions, D width, H heads, E = D/H.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ from hybrid_jax.models.attention import Attend, plain
 # One array (B, N, D) and whether it is causal, or as many of each.
 Sequences = jax.Array | tuple[jax.Array, ...]
 Masks = bool | tuple[bool, ...]
+# A look-up's gradient is a product where the table has no more rows than this for each feature, else a scatter.
+_MOST_ROWS_A_FEATURE = 4
 Constrain = Callable[..., jax.Array]  # of an activation and the place of its batch axis, by default the first
 
 
@@ -44,6 +47,79 @@ class Dense(nn.Dense):
         return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.features)
 
 
+@jax.custom_vjp
+def add_positions(x: jax.Array, positions: jax.Array) -> jax.Array:
+    """Adds (N, D) float32 positions to (B, N, D), in the dtype of the latter; the gradient's sum over B is float32."""
+    return x + positions.astype(x.dtype)
+
+
+def _positions_gradient(_, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # Behind the barrier the sum's axis is the first of two. Without it XLA's GPU compiler lays out all activations of
+    # the stack patch by patch, as suits this sum, and transposes them before every product.
+    flat = jax.lax.optimization_barrier(gradient.reshape(len(gradient), -1))
+    return gradient, jnp.sum(flat, axis=0, dtype=jnp.float32).reshape(gradient.shape[1:])
+
+
+add_positions.defvjp(lambda x, positions: (add_positions(x, positions), None), _positions_gradient)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def look_up(table: jax.Array, index: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Rows of a table in `dtype`, whose gradient is added up in float32: in bfloat16 a sum of thousands loses most.
+
+    Args:
+      table: (V, D) float32.
+      index: (...) int32, in [0, V).
+      dtype: of the result, static.
+
+    Returns:
+      (..., D).
+    """
+    return table[index].astype(dtype)
+
+
+def _look_up_gradient(dtype: jnp.dtype, kept, gradient: jax.Array) -> tuple[jax.Array, None]:
+    index, size = kept
+    flat, width = index.reshape(-1), gradient.shape[-1]
+    rows = gradient.reshape(-1, width)
+    if size > _MOST_ROWS_A_FEATURE * width:
+        return jnp.zeros((size, width)).at[flat].add(rows.astype(jnp.float32)), None
+    # A product with one-hot rows: accelerators add a scatter's terms one by one. Each row's terms are exact.
+    hot = flat[:, None] == jnp.arange(size)
+    exact = jax.lax.Precision.HIGHEST
+    return jnp.matmul(hot.astype(dtype).T, rows, precision=exact, preferred_element_type=jnp.float32), None
+
+
+look_up.defvjp(lambda table, index, dtype: (look_up(table, index, dtype), (index, len(table))), _look_up_gradient)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def float32_einsum(equation: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`jnp.einsum` of what has the dtype of `x`, summed to float32 for a softmax; so are its gradients' products.
+
+    Args:
+      equation: of two operands, whose letters each stand in two of the three terms.
+      x: of the dtype in which accelerators multiply.
+      kernel: rounded to that dtype.
+
+    Returns:
+      float32.
+    """
+    return jnp.einsum(equation, x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+def _einsum_gradient(equation: str, kept, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = kept
+    (left, right), out = equation.split("->")[0].split(","), equation.split("->")[1]
+    gradient = gradient.astype(x.dtype)
+    for_x = jnp.einsum(f"{out},{right}->{left}", gradient, kernel.astype(x.dtype))
+    for_kernel = jnp.einsum(f"{left},{out}->{right}", x, gradient, preferred_element_type=jnp.float32)
+    return for_x, for_kernel.astype(kernel.dtype)
+
+
+float32_einsum.defvjp(lambda equation, x, kernel: (float32_einsum(equation, x, kernel), (x, kernel)), _einsum_gradient)
+
+
 def rms_norm(name: str | None = None) -> nn.RMSNorm:
     """RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467), eps 1e-5 as Image GPT, in float32."""
     return nn.RMSNorm(epsilon=1e-5, dtype=jnp.float32, name=name)
@@ -69,6 +145,33 @@ def attend_cached(query: jax.Array, keys: jax.Array, values: jax.Array, start: j
     total = weights.sum(-1, keepdims=True)
     summed = jnp.einsum("bhnl,bhle->bhne", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
     return (summed / total).astype(values.dtype).swapaxes(1, 2)
+
+
+class QKV(nn.Module):
+    """Queries, keys and values by one kernel.
+
+    Attributes:
+      num_heads: H.
+      dtype: of the products.
+      separate: one product for each of the three; else one for all, of which each is a slice.
+    """
+
+    num_heads: int
+    dtype: jnp.dtype
+    separate: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(B, N, D) -> three (B, N, H, E)."""
+        b, n, d = x.shape
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (d, 3 * d)).astype(self.dtype)
+        flat, shape = x.reshape(-1, d), (b, n, self.num_heads, d // self.num_heads)
+        if self.separate:
+            query, key, value = (flat @ part for part in jnp.split(kernel, 3, axis=1))
+        else:
+            whole = (flat @ kernel).reshape(b, n, 3, d)
+            query, key, value = whole[:, :, 0], whole[:, :, 1], whole[:, :, 2]
+        return query.reshape(shape), key.reshape(shape), value.reshape(shape)
 
 
 class Block(nn.Module):
@@ -109,8 +212,8 @@ class Block(nn.Module):
         # Kept only where a caller asks for this collection: Image GPT's features.
         self.sow("intermediates", "normed", y)
         y = y.astype(self.dtype)
-        qkv = dense(3 * d, "qkv")(y).reshape(b, n, 3, self.num_heads, d // self.num_heads)
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        separate = start is None and getattr(self.attend, "wants_whole_arrays", False)
+        query, key, value = QKV(self.num_heads, self.dtype, separate, name="qkv")(y)
         if start is None:
             y = self.attend(query, key, value, causal)
         else:

@@ -45,7 +45,7 @@ def test_every_image_is_trained_on_although_batches_are_dropped():
 
 def test_the_order_does_not_depend_on_what_was_asked_before():
     forward = [pipeline.batch_indices(5, step, 50, 8) for step in range(20)]
-    pipeline._permutation.cache_clear()
+    pipeline.permutation.cache_clear()
     backward = [pipeline.batch_indices(5, step, 50, 8) for step in reversed(range(20))]
     np.testing.assert_array_equal(forward, backward[::-1])
 
