@@ -5,7 +5,7 @@
 #   docker run --rm --gpus all --shm-size 8g ... hybrid_jax:gpu ...      (CUDA comes with the packages, the driver with the host)
 #
 # Not built here: there was no engine. The digest is the one that several public repositories give for this tag.
-FROM python:3.11-slim-bookworm@sha256:b18992999dbe963a45a8a4da40ac2b1975be1a776d939d098c647482bcad5cba
+FROM python:3.12-slim-bookworm@sha256:782412e85d0f0984994c290652577d4018aff08145c85b262bb63dc0c7522254
 
 ARG ACCELERATOR=cpu
 
@@ -15,7 +15,7 @@ RUN useradd --create-home --uid 1000 hybrid && mkdir /runs && chown hybrid /runs
 
 WORKDIR /app
 # The packages before configs and scripts, which change more often.
-COPY setup.py pyproject.toml constraints.txt README.md LICENSE ./
+COPY setup.py pyproject.toml constraints-py312.txt README.md LICENSE ./
 COPY hybrid_jax/ hybrid_jax/
 RUN case "$ACCELERATOR" in \
       cpu) extras=gcp,tensorboard ;; \
@@ -23,7 +23,7 @@ RUN case "$ACCELERATOR" in \
       gpu) extras=gcp,tensorboard,cuda ;; \
       *) echo "ACCELERATOR=$ACCELERATOR: must be cpu, tpu or gpu" >&2; exit 2 ;; \
     esac \
-    && pip install --editable ".[$extras]" --constraint constraints.txt
+    && pip install --editable ".[$extras]" --constraint constraints-py312.txt
 COPY configs/ configs/
 COPY launch/ launch/
 

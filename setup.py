@@ -65,7 +65,8 @@ setup(
         "tensorflow": ["tensorflow-cpu>=2.20"],
         "gcp": ["fsspec>=2026.4", "gcsfs>=2026.4"],
         "tpu": ["jax[tpu]>=0.10.0"],
-        "cuda": ["jax[cuda13]>=0.10.0"],
+        # Earlier versions, and so Python 3.11, add up gradients of look-ups in a loop of retries on GPUs.
+        "cuda": ["jax[cuda13]>=0.11.1"],
         # The compiler without CUDA's libraries, for machines without a GPU; cuDNN says which attention it would run.
         "gpu_aot": ["jax-cuda13-plugin>=0.10.0", "nvidia-cudnn-cu13>=9.10"],
     },
@@ -73,6 +74,8 @@ setup(
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import math
+import sys
 import re
 
 from hybrid_jax import config as config_lib
@@ -52,7 +53,8 @@ class Topology:
             what, extra = "the TPU compiler", "tpu"
         else:
             return
-        raise UserError(f"--mode=compile needs {what}: pip install -e '.[{extra}]' --constraint constraints.txt")
+        pins = "constraints.txt" if sys.version_info < (3, 12) else "constraints-py312.txt"
+        raise UserError(f"--mode=compile needs {what}: pip install -e '.[{extra}]' --constraint {pins}")
 
 
 def parse_topology(text: str | None) -> Topology:

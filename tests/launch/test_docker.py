@@ -15,8 +15,8 @@ def test_hadolint_finds_nothing():
 
 def test_the_image_is_pinned_and_does_not_run_as_root():
     (base,) = re.findall(r"^FROM (\S+)$", TEXT, re.MULTILINE)
-    assert re.fullmatch(r"python:3\.11-[a-z]+-[a-z]+@sha256:[0-9a-f]{64}", base)
-    assert "--constraint constraints.txt" in TEXT and "latest" not in TEXT
+    assert re.fullmatch(r"python:3\.12-[a-z]+-[a-z]+@sha256:[0-9a-f]{64}", base)
+    assert "--constraint constraints-py312.txt" in TEXT and "latest" not in TEXT
     (user,) = re.findall(r"^USER (\S+)$", TEXT, re.MULTILINE)
     assert user == "1000" and TEXT.index("\nUSER ") < TEXT.index("\nENTRYPOINT [")
 
