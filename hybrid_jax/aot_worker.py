@@ -18,7 +18,17 @@ import numpy as np
 from jax.experimental import topologies
 
 from hybrid_jax import config as config_lib
-from hybrid_jax import flops, gpu_targets, products, roofline, sharding, traffic, train_state, train_step
+from hybrid_jax import (
+    flops,
+    gpu_targets,
+    kernels,
+    products,
+    roofline,
+    sharding,
+    traffic,
+    train_state,
+    train_step,
+)
 from hybrid_jax.errors import UserError
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -148,7 +158,10 @@ def memory(stats) -> dict[str, Any]:
 def _traffic(config, generation: str, devices: int, text: str) -> dict[str, Any]:
     found = traffic.count(text) | {"attention": attention_form(text), "compiled_flops_per_device": products.flops(text)}
     if generation in gpu_targets.GPUS:
-        return found | {"estimate": None}
+        gpu = gpu_targets.GPUS[generation]
+        # What several cards say to each other has no rate here.
+        alone = kernels.estimate(text, flops.total(config), gpu.flops, gpu.memory_rate) if devices == 1 else None
+        return found | {"estimate": alone}
     parts = flops.train_step(config)
     computed = roofline.computed_flops(parts, config.model.remat, config.train.microbatches)
     ici = sum(kind["moved_bytes"] for kind in found["collectives"].values())

@@ -28,6 +28,7 @@ class Gpu:
       l2_bytes: of the second cache.
       clock_ghz: of the cores.
       memory_rate: bytes a second of its HBM.
+      flops: bfloat16 operations a second of its tensor cores, dense.
       capability: compute capability, major; the minor one is 0.
       feature: what kernels may use beyond the portable instructions.
     """
@@ -41,18 +42,20 @@ class Gpu:
     l2_bytes: int
     clock_ghz: float
     memory_rate: int
+    flops: float
     capability: int
     feature: str
 
 
-# Figures: openxla/xla, xla/backends/gpu/target_config/specs (h100_sxm and a100_sxm_80), read in November 2026.
+# Figures: openxla/xla, xla/backends/gpu/target_config/specs (h100_sxm and a100_sxm_80), read in November 2026;
+# operations: NVIDIA's data sheets of both cards.
 GPUS = {
     "h100": Gpu(
-        "NVIDIA H100 80GB HBM3", 84942979072, 132, 128, 233472, 232448, 52428800, 1.98, 3352320000000, 9,
+        "NVIDIA H100 80GB HBM3", 84942979072, 132, 128, 233472, 232448, 52428800, 1.98, 3352320000000, 989.4e12, 9,
         "ACCELERATED_FEATURES",
     ),
     "a100": Gpu(
-        "NVIDIA A100-SXM4-80GB", 85100068864, 108, 64, 167936, 166912, 41943040, 1.41, 2039040000000, 8, "NONE",
+        "NVIDIA A100-SXM4-80GB", 85100068864, 108, 64, 167936, 166912, 41943040, 1.41, 2039040000000, 312e12, 8, "NONE",
     ),
 }  # fmt: skip
 PER_HOST = 8

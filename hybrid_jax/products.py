@@ -24,11 +24,12 @@ def flops(text: str) -> int:
         if times[name] == 0:
             continue
         shapes = {i.name: i.shape for i in lines}
-        total += times[name] * sum(_one(i, shapes) for i in lines)
+        total += times[name] * sum(instruction_flops(i, shapes) for i in lines)
     return total
 
 
-def _one(instruction: Instruction, shapes: dict[str, str]) -> int:
+def instruction_flops(instruction: Instruction, shapes: dict[str, str]) -> int:
+    """Returns the operations of one instruction, given its computation's printed shapes; 0 where it is no product."""
     count = {"dot": _dot, "convolution": _convolution, "custom-call": _cublas}.get(instruction.opcode)
     if count is None:
         return 0

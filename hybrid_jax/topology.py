@@ -3,8 +3,8 @@
 import dataclasses
 import importlib.util
 import math
-import sys
 import re
+import sys
 
 from hybrid_jax import config as config_lib
 from hybrid_jax import gpu_targets

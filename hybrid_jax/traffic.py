@@ -11,10 +11,11 @@ from hybrid_jax import hlo
 from hybrid_jax.hlo import Instruction, Program
 
 KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "collective_permute")
+FUSIONS = ("fusion", "fusion-start")
 # Views of other instructions' results, control flow (whose bodies count themselves), or nothing at all.
-_WRITES_NOTHING = {
+WRITES_NOTHING = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-    "opt-barrier", "partition-id", "replica-id", "async-start", "async-update", "async-done",
+    "opt-barrier", "partition-id", "replica-id", "async-start", "async-update", "async-done", "fusion-done",
 }  # fmt: skip
 
 
@@ -31,15 +32,15 @@ def count(text: str) -> dict[str, Any]:
     """
     program, entry = hlo.parse(text)
     times = hlo.repetitions(program, entry)
-    fusions = {name: i for lines in program.values() for i in lines if i.opcode == "fusion" for name in hlo.called(i)}
+    fusions = {name: i for lines in program.values() for i in lines if i.opcode in FUSIONS for name in hlo.called(i)}
     kinds: dict[str, dict[str, float]] = {kind: {"count": 0, "bytes": 0, "moved_bytes": 0} for kind in KINDS}
     for kind, runs, size, moved in _collectives(program, times, fusions):
         kinds[kind]["count"] += runs
         kinds[kind]["bytes"] += runs * size
         kinds[kind]["moved_bytes"] += round(runs * moved)
     sends = [(times[name], i) for name, lines in program.items() for i in lines if i.opcode == "send"]
-    written = sum(
-        times[name] * _written(i, program) for name, lines in program.items() if name not in fusions for i in lines
+    total = sum(
+        times[name] * written(i, program) for name, lines in program.items() if name not in fusions for i in lines
     )
     return {
         "collectives": kinds,
@@ -47,7 +48,7 @@ def count(text: str) -> dict[str, Any]:
             "count": sum(runs for runs, _ in sends),
             "bytes": sum(runs * next(hlo.arrays(i.shape))[0] for runs, i in sends),
         },
-        "hbm_written_bytes": written,
+        "hbm_written_bytes": total,
     }
 
 
@@ -98,16 +99,22 @@ def _result_bytes(instruction: Instruction) -> int:
     return sum(sizes)
 
 
-def _written(instruction: Instruction, program: Program) -> int:
+def written(instruction: Instruction, program: Program) -> int:
+    """Returns the bytes in HBM that an instruction changes: of an update in place, the part that is new."""
     opcode = instruction.opcode
-    starts = opcode.endswith("-start") or instruction.name.startswith("async-collective-start")
-    if opcode in _WRITES_NOTHING or starts or opcode in ("send", "recv"):
+    starts = (opcode.endswith("-start") and opcode not in FUSIONS) or instruction.name.startswith(
+        "async-collective-start"
+    )
+    if opcode in WRITES_NOTHING or starts or opcode in ("send", "recv"):
         return 0
     sizes = [0 if elsewhere else size for size, elsewhere in hlo.arrays(instruction.shape)]
     if opcode == "dynamic-update-slice":
         return 0
-    if opcode == "fusion":
+    if opcode in FUSIONS:
         lines = program.get(hlo.called(instruction)[0], [])
+        if opcode == "fusion-start":
+            # Its own shape holds operands too.
+            sizes = [hlo.shape_bytes(root.shape) for root in _roots(lines)]
         updates = [_update_bytes(root, lines) for root in _roots(lines)]
         if len(updates) == len(sizes):
             sizes = [size if new is None else min(size, new) for size, new in zip(sizes, updates, strict=True)]
