@@ -23,24 +23,30 @@
 #   CAP_STAGE   seconds of one stage, such as CAP_steps=200
 #   RECIPE      changes of the recipe's config, such as RECIPE="train.total_steps=5000 seed=1"
 set -u
-cd "$(dirname "$0")/../.." || exit 2
 
 fail() {
   echo "error: $*" >&2
   exit 2
 }
 
+OUT=$(realpath -m "${OUT:-/tmp/hybrid_jax_gpu/out}") WORK=$(realpath -m "${WORK:-/tmp/hybrid_jax_gpu/work}")
+data=""
+for word in "$@"; do
+  [[ $word != --data=* ]] || data=$(realpath -m "${word#--data=}")
+done
+cd "$(dirname "$0")/../.." || exit 2
+
 default=(ceilings correctness steps torch_peer profile attention restart loop sampling)
 others=(evaluation codec xla_flags recipe)
 declare -A caps=(
-  [versions]=25 [ceilings]=30 [correctness]=95 [steps]=145 [torch_peer]=75 [profile]=35 [attention]=35 [restart]=30
+  [versions]=60 [ceilings]=30 [correctness]=95 [steps]=145 [torch_peer]=75 [profile]=35 [attention]=35 [restart]=30
   [loop]=35 [sampling]=20 [evaluation]=240 [codec]=120 [xla_flags]=200 [recipe]=480
 )
-tiny=() data="" stages=()
+tiny=() stages=()
 for word in "$@"; do
   case $word in
     --tiny) tiny=(--tiny) ;;
-    --data=*) data=$(realpath -m "${word#--data=}") ;;
+    --data=*) ;;
     all) stages+=("${default[@]}" "${others[@]}") ;;
     *)
       [[ $word != versions && -n ${caps[$word]:-} ]] || fail "$word: no such stage; there are ${default[*]} ${others[*]} all"
@@ -54,7 +60,7 @@ done
 python=${PYTHON:-python3}
 budget=${BUDGET:-530}
 earlier=${EARLIER:-.gpu}
-export OUT=${OUT:-/tmp/hybrid_jax_gpu/out} WORK=${WORK:-/tmp/hybrid_jax_gpu/work}
+export OUT WORK
 mkdir -p "$OUT" "$WORK" || fail "OUT=$OUT, WORK=$WORK: cannot be made"
 [[ -x $(command -v "$python") ]] || fail "PYTHON=$python: no such program"
 # Not the user's caches: what is compiled here is what $OUT shall hold.
@@ -67,7 +73,7 @@ export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-.92}
 wheels=${WHEELS:-.whl}
 site=()
 if [[ -n ${WHEELS:-} || -d $wheels ]]; then
-  ls "$wheels"/*.whl > /dev/null 2>&1 || fail "WHEELS=$wheels: holds no wheels"
+  ls "$wheels"/*.whl > /dev/null 2>&1 || fail "WHEELS=$wheels: no such folder, or no wheels in it"
   stamp=$(cd "$wheels" && ls -l -- *.whl)
   if [[ $(cat "$WORK/site/stamp" 2> /dev/null) != "$stamp" ]]; then
     install=("$python" -m pip --disable-pip-version-check install --quiet --no-index --no-deps --no-compile --no-cache-dir)
