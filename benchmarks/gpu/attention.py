@@ -43,18 +43,21 @@ _CONFIGS = (
 )  # fmt: skip
 
 
-Form = Callable[..., tuple[jax.Array, ...]]
+class Checked(NamedTuple):
+    """A compiled form, (query, key, value, output's gradient) -> output and three gradients, and its entry so far."""
+
+    form: Callable[..., tuple[jax.Array, ...]]
+    entry: Entry
 
 
 def main() -> None:
-    """Compiles all forms of all shapes, then times them."""
+    """Compiles and checks all forms of all shapes, then times them."""
     tiny = stage_flags(__doc__ or "").tiny
     record = Record("attention", tiny)
     shapes = SWEEP[1:2] + _CONFIGS[:1] if tiny else _CONFIGS[:2] + SWEEP + _CONFIGS[2:]
     named = {f"{shape}, {form}": (shape, form) for shape in shapes for form in forms()}
-    made = compiled(named, lambda name: gradient(*named[name], tiny), record, tiny)
-    for name, form in made:
-        record.add(name, functools.partial(measure, form, named[name][0], tiny))
+    for name, checked in compiled(named, lambda name: check(*named[name], tiny), record, tiny):
+        record.add(name, functools.partial(measure, checked, named[name][0], tiny))
 
 
 def forms() -> dict[str, attention.Attend]:
@@ -67,25 +70,9 @@ def _xla(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> ja
     return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="xla")
 
 
-def gradient(shape: Shape, form: str, tiny: bool) -> Form:
-    """Compiles one form for one shape: (query, key, value, the output's gradient) -> output and three gradients."""
-    return _gradient(forms()[form], shape.causal).lower(*jax.eval_shape(lambda: _inputs(shape, tiny))).compile()
-
-
 def _inputs(shape: Shape, tiny: bool) -> list[jax.Array]:
     keys = jax.random.split(jax.random.key(shape.positions), 4)
     return [jax.random.normal(key, (4 if tiny else shape.images, *shape[1:4]), jnp.bfloat16) for key in keys]
-
-
-@functools.lru_cache
-def _exact(causal: bool) -> Form:
-    with_gradients = _gradient(attention.plain, causal)
-
-    def run(*few: jax.Array) -> tuple[jax.Array, ...]:
-        with precision("highest"):
-            return with_gradients(*(x.astype(jnp.float32) for x in few))
-
-    return run
 
 
 def _gradient(form: attention.Attend, causal: bool):
@@ -97,24 +84,33 @@ def _gradient(form: attention.Attend, causal: bool):
     return run
 
 
-def measure(form: Form, shape: Shape, tiny: bool) -> Entry:
-    """Measures one form.
+def check(shape: Shape, form: str, tiny: bool) -> Checked:
+    """Compiles one form for one shape and compares it with `plain` in float32.
 
     Returns:
-      The time, `error` (the worst of the output and the three gradients), `same_bits_twice`, with a causal mask
+      The form, and `error` (the worst of the output and the three gradients), `same_bits_twice`, with a causal mask
       `causal` (to the bit), and whether it is `ok`.
     """
-    given = jax.jit(_inputs, static_argnums=(0, 1))(shape, tiny)
-    found, again = form(*given), form(*given)
-    exact = _exact(shape.causal)(*(x[:_COMPARED_IMAGES] for x in given))
-    entry: Entry = timed(lambda: form(*given), 0.2).milliseconds()
-    entry["error"] = max(_relative(x[: len(y)], y) for x, y in zip(found, exact, strict=True))
-    entry["same_bits_twice"] = all(bool((a == b).all()) for a, b in zip(found, again, strict=True))
+    given = _inputs(shape, tiny)
+    run = _gradient(forms()[form], shape.causal).lower(*given).compile()
+    found, again = run(*given), run(*given)
+    with precision("highest"):
+        exact = _gradient(attention.plain, shape.causal)(*(x[:_COMPARED_IMAGES].astype(jnp.float32) for x in given))
+    entry: Entry = {
+        "error": max(_relative(x[: len(y)], y) for x, y in zip(found, exact, strict=True)),
+        "same_bits_twice": all(bool((a == b).all()) for a, b in zip(found, again, strict=True)),
+    }
     if shape.causal:
         # A changed last position may change no earlier output by a bit.
         changed = [x.at[:, -1].add(1) for x in given[:3]]
-        entry["causal"] = bool((form(*changed, given[3])[0][:, :-1] == found[0][:, :-1]).all())
-    return entry | {"ok": entry["error"] < _ALLOWED_ERROR and entry.get("causal", True)}
+        entry["causal"] = bool((run(*changed, given[3])[0][:, :-1] == found[0][:, :-1]).all())
+    return Checked(run, entry | {"ok": entry["error"] < _ALLOWED_ERROR and entry.get("causal", True)})
+
+
+def measure(checked: Checked, shape: Shape, tiny: bool) -> Entry:
+    """Returns the form's time beside what was checked."""
+    given = _inputs(shape, tiny)
+    return timed(lambda: checked.form(*given), 0.2).milliseconds() | checked.entry
 
 
 def _relative(found: jax.Array, exact: jax.Array) -> float:

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -96,7 +97,7 @@ class Compiled:
 
 
 def compile_step(config) -> Compiled:
-    """Compiles a config's train step; the compiler leaves other threads free meanwhile."""
+    """Compiles a config's train step and what makes its first state; the compiler leaves other threads free."""
     config_lib.validate(config)
     mesh = sharding.make_mesh(config)
     state, images = abstract_arguments(config, mesh)
@@ -104,9 +105,9 @@ def compile_step(config) -> Compiled:
     begin = time.perf_counter()
     lowered = step.lower(state, images)
     traced = time.perf_counter()
-    compiled = lowered.compile()
+    step = lowered.compile()
     done = time.perf_counter()
-    text, sizes = compiled.as_text(), memory(compiled.memory_analysis())
+    text, sizes = step.as_text(), memory(step.memory_analysis())
     facts = {
         "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)),
         "trace_s": traced - begin,
@@ -116,7 +117,9 @@ def compile_step(config) -> Compiled:
         "peak_gib": sizes["peak_bytes_per_device"] / GIB,
         "temporaries_gib": sizes["temporaries_bytes_per_device"] / GIB,
     }
-    return Compiled(config, mesh, compiled, facts)
+    made = Compiled(config, mesh, step, facts)
+    jax.block_until_ready(made.fresh_state())
+    return made
 
 
 def compiled(
@@ -135,7 +138,7 @@ def compiled(
       (name, what was made).
     """
     wanted = [name for name in names if not record.has(name)]
-    pool = concurrent.futures.ThreadPoolExecutor(1 if tiny else _COMPILING_THREADS)
+    pool = concurrent.futures.ThreadPoolExecutor(1 if tiny else min(_COMPILING_THREADS, os.cpu_count() or 1))
     futures = {name: pool.submit(make, name) for name in wanted}
     pool.shutdown(wait=alone)
     for name in wanted:

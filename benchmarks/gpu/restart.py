@@ -20,7 +20,7 @@ from benchmarks.gpu.correctness import small_config
 from benchmarks.gpu.record import Entry, Record, stage_flags, work_folder
 
 _SAVED_AT, _STEPS = 3, 6
-_CHANGES = {"grey": {}, "colour": {"model.dtype": "bfloat16"}}
+_CHANGES = {"colour": {"model.dtype": "bfloat16"}, "grey": {}}
 _SAID = "digest "
 
 
