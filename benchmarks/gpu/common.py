@@ -145,7 +145,7 @@ def compiled(
         # Given away, so that its buffers go when the caller is done with it.
         future = futures.pop(name)
         if error := future.exception():
-            record.put(name, {"error": one_line(error)})
+            record.put(name, {"failed": one_line(error)})
         else:
             yield name, future.result()
 

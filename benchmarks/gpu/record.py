@@ -60,7 +60,7 @@ def entries(results: dict[str, Any], stage: str) -> dict[str, Entry]:
 
 def good(results: dict[str, Any], stage: str) -> dict[str, Entry]:
     """Returns those of a stage's entries that are no errors."""
-    return {name: entry for name, entry in entries(results, stage).items() if "error" not in entry}
+    return {name: entry for name, entry in entries(results, stage).items() if "failed" not in entry}
 
 
 class Record:
@@ -84,7 +84,7 @@ class Record:
 
     def has(self, name: str) -> bool:
         """Returns whether there is such an entry; an error is none."""
-        return name in self.entries and "error" not in self.entries[name]
+        return name in self.entries and "failed" not in self.entries[name]
 
     def add(self, name: str, measure: Callable[[], Entry]) -> None:
         """Measures what is not there yet; an error is told in its place, so that the next entry still comes."""
@@ -95,7 +95,7 @@ class Record:
             entry = measure()
         except Exception as error:
             traceback.print_exc()
-            entry = {"error": one_line(error)}
+            entry = {"failed": one_line(error)}
         self.put(name, entry)
 
     def put(self, name: str, entry: Entry) -> None:

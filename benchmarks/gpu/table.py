@@ -42,8 +42,8 @@ def table(results: Results) -> Iterator[str]:
 
 def _errors(found: dict[str, Entry]) -> Iterator[str]:
     for name, entry in found.items():
-        if "error" in entry:
-            yield f"- FAILED {name}: {entry['error']}"
+        if "failed" in entry:
+            yield f"- FAILED {name}: {entry['failed']}"
 
 
 def _plain(results: Results, found: dict[str, Entry]) -> Iterator[str]:

@@ -39,7 +39,7 @@ def main() -> None:
         if done.returncode:
             # A flag that this version does not know ends the process.
             said = " ".join(done.stderr.split())[-_LAST:]
-            Record("xla_flags", given.tiny).put(name, {"error": f"exit code {done.returncode}: {said}"})
+            Record("xla_flags", given.tiny).put(name, {"failed": f"exit code {done.returncode}: {said}"})
 
 
 if __name__ == "__main__":

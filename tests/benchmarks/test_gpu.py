@@ -99,7 +99,7 @@ def test_what_is_there_is_not_measured_again_but_errors_and_other_cards_are():
     first = record.Record("steps", tiny=True)
     first.add("a", lambda: {"ms": 1.0})
     first.add("b", fail)
-    assert record.read()["steps"]["entries"] == {"a": {"ms": 1.0}, "b": {"error": "RuntimeError: two lines"}}
+    assert record.read()["steps"]["entries"] == {"a": {"ms": 1.0}, "b": {"failed": "RuntimeError: two lines"}}
     again = record.Record("steps", tiny=True)
     again.add("a", fail)
     again.add("b", lambda: {"ms": 2.0})
@@ -210,7 +210,7 @@ def test_the_table_tells_shares_ratios_and_failures():
     results = {
         "versions": found({"device": {"kind": "NVIDIA H100 80GB HBM3"}, "packages": {"jax": "0.11.2"}}),
         "ceilings": found({ceilings_stage.BF16: {"tflops": 650.0}}),
-        "steps": found({"cifar10/hybrid": step_entry(40.0), "igpt/hybrid": {"error": "OutOfMemory: too large"}}),
+        "steps": found({"cifar10/hybrid": step_entry(40.0), "igpt/hybrid": {"failed": "OutOfMemory: too large"}}),
         "torch_peer": found({
             "cifar10/hybrid@eager": {"ms": 80.0, "images_per_s": 6400.0, "parameters": 101, "first_call_s": 3.0},
             "alone/hybrid": {"ms": 80.0, "images_per_s": 6400.0, "parameters": 101, "first_call_s": 3.0},
@@ -296,7 +296,7 @@ def test_all_stages_run_on_a_cpu_and_again_from_what_they_left(folders):
     assert set(results) == set(table._SECTIONS)
     for stage, kept in results.items():
         for name, entry in kept["entries"].items():
-            assert "error" not in entry, (stage, name, entry)
+            assert "failed" not in entry, (stage, name, entry)
             assert entry.get("ok", True), (stage, name, entry)
     assert len(list((folders / "out").iterdir())) <= 8
     again = run(*words, BUDGET="5000", WHEELS="", **caps)
