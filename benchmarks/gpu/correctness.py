@@ -7,6 +7,7 @@ The reference, `cpu_reference.json`, has one curve for each float32 config below
 highest precision, at the default one (TF32) and in bfloat16, all against the same curve.
 """
 
+import concurrent.futures
 import functools
 import json
 import math
@@ -214,10 +215,10 @@ def record_reference() -> None:
     """Writes the reference, on a CPU."""
     if jax.default_backend() != "cpu":
         sys.exit("error: the reference is of a CPU: JAX_PLATFORMS=cpu")
-    found = {}
-    for name in _CONFIGS:
-        found[name] = Run(CURVES[name])(_STEPS)
-        print(name, [round(loss, 6) for loss in found[name]["loss"]], flush=True)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        found = dict(zip(_CONFIGS, pool.map(lambda name: Run(CURVES[name])(_STEPS), _CONFIGS), strict=True))
+    for name, curve in found.items():
+        print(name, [round(loss, 6) for loss in curve["loss"]])
     told = versions(("jax", "jaxlib", "flax", "optax", "numpy")) | {"python": sys.version.split()[0]}
     REFERENCE.write_text(json.dumps({"versions": told, "curves": found}, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {REFERENCE}")
