@@ -8,7 +8,6 @@ import argparse
 import hashlib
 import importlib.metadata
 import json
-import math
 import os
 import pathlib
 import time
@@ -149,8 +148,3 @@ def sources() -> str:
         for path in sorted((ROOT / folder).rglob("*.py")):
             digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return digest.hexdigest()
-
-
-def finite(value: float) -> float | None:
-    """Returns a number that JSON has a word for."""
-    return value if math.isfinite(value) else None

@@ -16,8 +16,10 @@ import jax
 import numpy as np
 
 from benchmarks.gpu import commands
+from benchmarks.gpu.common import Compiled, compile_step
 from benchmarks.gpu.correctness import small_config
 from benchmarks.gpu.record import Entry, Record, stage_flags, work_folder
+from hybrid_jax import checkpoint, sharding, train_state
 
 _SAVED_AT, _STEPS = 3, 6
 _CHANGES = {"colour": {"model.dtype": "bfloat16"}, "grey": {}}
@@ -64,7 +66,7 @@ def _tell(what: str, value: object) -> None:
     print(f"{_SAID}{what}: {value}", flush=True)
 
 
-def _digest(state) -> str:
+def _digest(state: train_state.TrainState) -> str:
     """Returns a digest of every bit that a checkpoint holds."""
     digest = hashlib.blake2b(digest_size=16)
     for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(state.saved())):
@@ -72,23 +74,15 @@ def _digest(state) -> str:
     return digest.hexdigest()
 
 
-def _steps(made, state, first: int, last: int):
+def _steps(made: Compiled, state: train_state.TrainState, first: int, last: int) -> train_state.TrainState:
     batches = made.batches(_STEPS)
     for step in range(first, last):
         state, _ = made.step(state, batches[step])
     return jax.block_until_ready(state)
 
 
-def _made(name: str):
-    from benchmarks.gpu.common import compile_step
-
-    return compile_step(small_config(name, _CHANGES[name]))
-
-
 def _first(name: str, folder: str) -> None:
-    from hybrid_jax import checkpoint
-
-    made = _made(name)
+    made = compile_step(_config(name))
     _tell("uninterrupted", _digest(_steps(made, made.fresh_state(), 0, _STEPS)))
     _tell("repeated", _digest(_steps(made, made.fresh_state(), 0, _STEPS)))
     state = _steps(made, made.fresh_state(), 0, _SAVED_AT)
@@ -104,33 +98,29 @@ def _first(name: str, folder: str) -> None:
     sys.exit("nobody killed this process")
 
 
-def _restored(name: str, folder: str, made):
-    from hybrid_jax import checkpoint, train_state
-
-    keeper = checkpoint.Checkpoints(folder, made.config)
-    target = train_state.abstract_state(made.config, made.mesh)
-    state, _ = keeper.restore_latest(target, lambda meta: None)
-    keeper.close()
-    return state
-
-
 def _second(name: str, folder: str) -> None:
-    made = _made(name)
+    made = compile_step(_config(name))
     begin = time.perf_counter()
-    state = _restored(name, folder, made)
+    state = _restored(folder, made.config, made.mesh)
     _tell("restore seconds", time.perf_counter() - begin)
     _tell("restored", _digest(state))
     _tell("resumed", _digest(_steps(made, state, _SAVED_AT, _STEPS)))
 
 
 def _elsewhere(name: str, folder: str) -> None:
-    import types
+    config = _config(name)
+    _tell("restored on a CPU", _digest(_restored(folder, config, sharding.make_mesh(config))))
 
-    from hybrid_jax import sharding
 
-    config = small_config(name, _CHANGES[name])
-    state = _restored(name, folder, types.SimpleNamespace(config=config, mesh=sharding.make_mesh(config)))
-    _tell("restored on a CPU", _digest(state))
+def _config(name: str):
+    return small_config(name, _CHANGES[name])
+
+
+def _restored(folder: str, config, mesh) -> train_state.TrainState:
+    keeper = checkpoint.Checkpoints(folder, config)
+    state, _ = keeper.restore_latest(train_state.abstract_state(config, mesh), lambda meta: None)
+    keeper.close()
+    return state
 
 
 _PARTS = {"first": _first, "second": _second, "elsewhere": _elsewhere}
