@@ -40,7 +40,7 @@ default=(ceilings correctness steps torch_peer profile attention restart loop sa
 others=(evaluation codec xla_flags recipe)
 declare -A caps=(
   [versions]=60 [ceilings]=30 [correctness]=80 [steps]=130 [torch_peer]=70 [profile]=35 [attention]=35 [restart]=40
-  [loop]=55 [sampling]=25 [evaluation]=240 [codec]=120 [xla_flags]=200 [recipe]=480
+  [loop]=55 [sampling]=25 [evaluation]=330 [codec]=120 [xla_flags]=200 [recipe]=480
 )
 tiny=() stages=()
 for word in "$@"; do
