@@ -10,7 +10,10 @@ from typing import NamedTuple
 from benchmarks.gpu.record import ROOT, work_folder
 
 _KEPT_LINES, _KEPT_CHARACTERS = 80, 160
-TINY_MODEL = ("model.width=16", "model.num_heads=2", "model.encoder_layers=1", "train.batch_size=16")
+TINY_MODEL = (
+    "model.width=16", "model.num_heads=2", "model.encoder_layers=1", "model.decoder_layers=1", "model.dtype=float32",
+    "train.batch_size=16",
+)  # fmt: skip
 
 
 class Said(NamedTuple):
