@@ -120,6 +120,8 @@ def short(entry: Entry) -> str:
 
 
 def _number(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"({short(value)})"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
