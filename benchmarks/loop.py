@@ -47,13 +47,13 @@ def main(argv: list[str]) -> None:
         print(f"from the command to its first step {cold:.1f} s, again with its compiled programs {warm:.1f} s")
 
 
-def steps(config, folder: pathlib.Path) -> tuple[float, float]:
-    """Returns seconds of a step, bare and in the loop; medians of rounds that take turns."""
+def steps(config, folder: pathlib.Path, rounds: int = _ROUNDS, count: int = _STEPS) -> tuple[float, float]:
+    """Returns seconds of a step, bare and in the loop of `count` steps; medians of rounds that take turns."""
     config = config_lib.from_dict(config.to_dict())
-    config.train.total_steps, config.log.every_steps, config.log.gradients = _STEPS, _STEPS // 4, False
-    config.eval.every_steps, config.checkpoint.every_steps = -1, _STEPS
+    config.train.total_steps, config.log.every_steps, config.log.gradients = count, count // 4, False
+    config.eval.every_steps, config.checkpoint.every_steps = -1, count
     bare, loop = [], []
-    for i in range(_ROUNDS + 1):
+    for i in range(rounds + 1):
         bare.append(_bare(config))
         train.train_and_evaluate(config, folder / str(i), lambda line: None)
         # The first interval holds compilation.
@@ -70,10 +70,10 @@ def _bare(config) -> float:
     images = sharding.global_batch(np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8), mesh, batch)
     state, _ = jax.block_until_ready(step(state, images))
     begin = time.perf_counter()
-    for _ in range(_STEPS):
+    for _ in range(config.train.total_steps):
         state, _ = step(state, images)
     jax.block_until_ready(state)
-    return (time.perf_counter() - begin) / _STEPS
+    return (time.perf_counter() - begin) / config.train.total_steps
 
 
 def saving(folder: pathlib.Path) -> tuple[int, float, float, float]:
