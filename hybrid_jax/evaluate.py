@@ -13,6 +13,7 @@ from hybrid_jax import anomaly, distributed, evaluators, loading, report, shardi
 from hybrid_jax import config as config_lib
 from hybrid_jax.data import augment, sources
 from hybrid_jax.errors import UserError, explained_memory
+from hybrid_jax.evaluators import ahead
 from hybrid_jax.evaluators.feature_cache import FeatureCache
 from hybrid_jax.evaluators.features import FeatureStore
 from hybrid_jax.files import still_writable, writable, write_whole
@@ -43,8 +44,9 @@ def evaluate_and_report(
     (workdir / "eval").mkdir(exist_ok=True)
     cache = FeatureCache(workdir, model, config.eval.cache_gib * 2**30, log)
     features = FeatureStore(model, data, config.eval.linear_probe.normed, cache)
-    write_anomaly(features, config, workdir, log)
-    results = evaluators.evaluate(model, data, config, workdir, log, features, leave_if_asked)
+    with ahead.compiling(features, config):
+        write_anomaly(features, config, workdir, log)
+        results = evaluators.evaluate(model, data, config, workdir, log, features, leave_if_asked)
     leave_if_asked()
     for row in results:
         if not row.get("detail"):

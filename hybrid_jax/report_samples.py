@@ -68,7 +68,7 @@ def _nearest(samples: np.ndarray, features: FeatureStore) -> str:
     train = features.data.train.images
     bank = features.at_least("train", FEWEST_BANK_IMAGES)
     _, by_pixels = nearest_distance(raw_pixels(samples), raw_pixels(train))
-    _, by_features = nearest(features.model.embed(samples), bank, 1)
+    _, by_features = nearest(features.embed(samples), bank, 1)
     groups = np.stack([samples, train[by_pixels], train[by_features[:, 0]]], axis=1)
     shown = as_tokens_show(train[by_pixels], features.model.spec, features.model.palette)
     copies = int(np.sum((samples == shown).all(axis=(1, 2, 3))))

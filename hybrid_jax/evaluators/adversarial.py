@@ -90,7 +90,7 @@ def margins(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("logits_of", "steps"))
 def attack(
-    logits_of: Logits, weights, images: jax.Array, targets: jax.Array, epsilon: jax.Array, key: jax.Array, steps: int
+    logits_of: Logits, weights, images: jax.Array, targets: jax.Array, epsilon: jax.Array, first: int, steps: int
 ) -> dict[str, jax.Array]:
     """Attacks one batch.
 
@@ -100,7 +100,7 @@ def attack(
       images: (B, H, W, C) uint8.
       targets: (B,) int32, the labels' columns.
       epsilon: () grey levels, a whole number.
-      key: of the random start and the noise.
+      first: number of the first image, which the random start and the noise depend on.
       steps: of PGD.
 
     Returns:
@@ -129,7 +129,7 @@ def attack(
 
     fgsm, margin = moved(clean, epsilon)
     found = better((clean, margin), fgsm, loss(fgsm)[1])
-    start_key, noise_key = jax.random.split(key)
+    start_key, noise_key = jax.random.split(jax.random.fold_in(jax.random.key(SEED), first))
     start = low + jax.random.uniform(start_key, clean.shape) * (high - low)
     x, found = jax.lax.fori_loop(0, steps, step, (start, found))
     pgd, _ = better(found, x, loss(x)[1])
@@ -146,8 +146,7 @@ def attacked(
     for start in range(0, len(images), size):
         # The last batch is filled up from the beginning, so that one shape is compiled.
         rows = np.arange(start, start + size) % len(images)
-        key = jax.random.fold_in(jax.random.key(SEED), start)
-        found = attack(logits_of, weights, images[rows], targets[rows], np.float32(epsilon), key, steps)
+        found = attack(logits_of, weights, images[rows], targets[rows], np.float32(epsilon), start, steps)
         parts.append({name: np.asarray(x)[: len(images) - start] for name, x in found.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

@@ -88,6 +88,11 @@ class FeatureStore:
             return self.default(split)[indices]
         return self.model.embed(getattr(self.data, split).images[indices])
 
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """Returns the default layer's (n, D) float32 of a few images, in a batch of the shape that others have."""
+        size = -(-len(images) // self.model.config.eval.batch_size) * self.model.config.eval.batch_size
+        return self.model.embed(np.resize(images, (size, *images.shape[1:])))[: len(images)]
+
     def log_prob(self, name: str, images: np.ndarray) -> np.ndarray:
         """Returns the (n,) float32 log-likelihood, nats, of (n, H, W, C) uint8 images that go by this name."""
         compute = lambda: {"log_prob": self.model.log_prob(images)}
