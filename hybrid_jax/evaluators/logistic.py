@@ -115,6 +115,8 @@ def fit_logistic_each(
 ) -> list[LogisticRegression]:
     """Returns `fit_logistic`'s result for every one of `c_values`."""
     tasks = [functools.partial(fit_logistic, x, y, c, spectrum, max_iterations) for c in c_values]
+    if len(tasks) == 1:
+        return [tasks[0]()]
     return side_by_side(tasks, fit_bytes(x, y))
 
 

@@ -82,10 +82,15 @@ def filled_shape(n: int, d: int, num_classes: int) -> tuple[int, int, int]:
 
 def compiled(n: int, d: int, num_classes: int):
     """Compiles the program that fits n, D and K, for at most four C."""
+    return _solved.lower(*arguments(n, d, num_classes)).compile()
+
+
+def arguments(n: int, d: int, num_classes: int) -> list[jax.ShapeDtypeStruct]:
+    """Returns the shapes that this program takes."""
     rows, columns, classes = filled_shape(n, d, num_classes)
     shapes = [(rows, columns), (rows,), (classes,), (_FITS,), (_FITS,), ()]
     dtypes = [np.float32, np.int32, np.float32, np.float32, np.int32, np.float32]
-    return _solved.lower(*map(jax.ShapeDtypeStruct, shapes, dtypes)).compile()
+    return [jax.ShapeDtypeStruct(*each) for each in zip(shapes, dtypes, strict=True)]
 
 
 @jax.jit
