@@ -103,13 +103,13 @@ class Generator:
         drawn = np.asarray(self._function(params, palette, key, rows, self._placed(images), draw, num_patches))
         return np.where(known_pixels(self._spec, num_patches), images, drawn)
 
-    def compiled(self, params: Any, palette: Any, size: int):
-        """Compiles what draws `size` images from nothing."""
+    def compiled(self, params: Any, palette: Any, size: int, num_patches: int):
+        """Compiles what draws `size` images after so many known patches."""
         where = None if self._mesh is None else sharding.batch_sharding(self._mesh)
         rows = jax.ShapeDtypeStruct((size,), np.int32, sharding=where)
         images = jax.ShapeDtypeStruct((size, *self._spec.image_shape), np.uint8, sharding=where)
         draw = make_draw(1.0, None, None)
-        return self._function.lower(params, palette, as_key(0), rows, images, draw, 0).compile()
+        return self._function.lower(params, palette, as_key(0), rows, images, draw, num_patches).compile()
 
     def _placed(self, batch: np.ndarray) -> jax.Array:
         """(B, ...) of the host -> the same on the devices."""

@@ -328,18 +328,19 @@ class Model:
         """Returns what compiles a program for whole batches, so that calls find it ready.
 
         Args:
-          name: `features`, with `normed` as that method's; `embed` of the default layer; `token_log_prob`; `measures`;
-            `samples`, at a temperature above 0.
+          name: `features`, with `normed` as that method's; `embed` of the default layer; `token_log_prob`; `measures`.
           normed: see `features`.
         """
-        if name == "samples":
-            size = self._generator.batch_size(self.config.eval.sample_quality.num_images, self.config.eval.batch_size)
-            return functools.partial(self._generator.compiled, self.params, self.palette, size)
         name = {"features": f"*{hybrid.NORMED}" if normed else "*", "embed": self.default_layer}.get(name, name)
         shape = (self._batch_size(self.config.eval.batch_size), *self.spec.image_shape)
         where = None if self._mesh is None else sharding.batch_sharding(self._mesh)
         images, function = jax.ShapeDtypeStruct(shape, np.uint8, sharding=where), self._function(name)
         return lambda: function.lower(self.params, self.palette, images).compile()
+
+    def drawing(self, num: int, num_patches: int) -> Callable[[], Any]:
+        """Returns what compiles the program that draws `num` images after so many known patches, at temperature > 0."""
+        size = self._generator.batch_size(num, self.config.eval.batch_size)
+        return lambda: self._generator.compiled(self.params, self.palette, size, num_patches)
 
     def _batch_size(self, count: int) -> int:
         devices = 1 if self._mesh is None else self._mesh.size

@@ -151,6 +151,22 @@ def attacked(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+def compilation(features: FeatureStore, num_images: int, num_classes: int, steps: int) -> Callable[[], object]:
+    """Returns what compiles the attack on the encoder for `evaluate` of as many images, K classes and steps."""
+    model, like = features.model, jax.ShapeDtypeStruct
+    size, width = min(IMAGES_AT_ONCE, num_images), model.config.model.width
+    params = jax.tree.map(lambda x: like(x.shape, x.dtype), model.params)
+    weights = params, like((width, num_classes), np.float32), like((num_classes,), np.float32)
+    batch = like((size, *model.spec.image_shape), np.uint8), like((size,), np.int32), like((), np.float32)
+    logits_of = _logits_of(features, model.default_layer)
+    return lambda: attack.lower(logits_of, weights, *batch, 0, steps).compile()
+
+
+def _logits_of(features: FeatureStore, layer: str) -> Logits:
+    # One function, so that it is compiled once.
+    return features.once(("logits", layer), lambda: encoder_logits(features.model.config, layer))
+
+
 def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     """Runs the protocol on the first test images and the default layer.
 
@@ -175,7 +191,7 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     if not np.isin(answers, fitted.classifier.classes).all():
         raise Skipped("the test split has a class that the training split has not")
     targets = np.searchsorted(fitted.classifier.classes, answers).astype(np.int32)
-    logits_of = encoder_logits(model.config, layer)
+    logits_of = _logits_of(features, layer)
     weights = jax.device_put((jax.device_get(model.params), *folded(fitted)))
     common = {"metric": "adversarial_accuracy", "protocol": PROTOCOL, "split": "test", "n": len(images)}
     clean = np.mean(fitted.predict(features.layers("test")[layer][: len(images)]) == answers)

@@ -89,9 +89,12 @@ def side_by_side(tasks: Sequence[Callable[[], Result]], bytes_each: int) -> list
 
 def workers(count: int, bytes_each: int) -> int:
     """Returns how many of `count` tasks run at once: one a core, and no more than 1 GiB holds."""
+    return max(1, min(count, _cores(), _BYTES_AT_ONCE // max(1, bytes_each)))
+
+
+def _cores() -> int:
     # A container may have fewer than the machine.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(count, cores, _BYTES_AT_ONCE // max(1, bytes_each)))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def solver(x: np.ndarray) -> Solver:

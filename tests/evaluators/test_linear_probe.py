@@ -64,8 +64,9 @@ def test_the_fit_is_scikit_learns_optimum():
     x = linear_probe.standardise(parts)
     reference = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, tol=1e-8, max_iter=5000))
     reference.fit(parts["train"].astype(np.float64), data.train.labels)
-    fitted = fit_logistic(x["train"], data.train.labels, 0.1, Spectrum.of(x["train"]), 300, tolerance=1e-5)
-    assert fitted.converged
+    fitted = fit_logistic(x["train"], data.train.labels, 0.1, Spectrum.of(x["train"]), 300, tolerance=1e-6)
+    # It may also end where float32 finds no lower value, which on some processors comes before that tolerance.
+    assert fitted.iterations < 100
     np.testing.assert_allclose(fitted.weights, reference[-1].coef_.T, atol=2e-3)
     np.testing.assert_allclose(
         fitted.bias - fitted.bias.mean(),

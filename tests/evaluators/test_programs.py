@@ -108,12 +108,13 @@ def run(tmp_path_factory):
 
     @functools.cache
     def run(accelerated: bool):
-        model, workdir = Model(config, params, None, 0), tmp_path_factory.mktemp("run")
+        model, workdir, lines = Model(config, params, None, 0), tmp_path_factory.mktemp("run"), []
         with (
             mock.patch.object(accelerator, "present", lambda: accelerated),
             evaluation.measured(evaluation.Cost()) as cost,
         ):
-            evaluate.evaluate_and_report(model, data, config, workdir, lambda line: None)
+            evaluate.evaluate_and_report(model, data, config, workdir, lines.append)
+        assert not [line for line in lines if "not compiled" in line]
         return json.loads((workdir / "eval" / "0.json").read_text()), cost.programs
 
     return run
@@ -134,3 +135,13 @@ def test_an_accelerator_gives_the_hosts_results_in_few_programs(run, small_shape
     for ours, host in zip(found, known, strict=True):
         # Of some hundred images, one or two may lie at a border.
         assert ours["value"] == pytest.approx(host["value"], abs=0.02), ours
+
+
+def test_the_tool_tells_what_each_part_compiles():
+    cost = evaluation.Cost()
+    with evaluation.measured(cost):
+        jax.jit(lambda x: x + 1)(np.ones(3, np.float32))
+    jax.jit(lambda x: x + 2)(np.ones(3, np.float32))
+    assert cost.programs == {"jit(<lambda>)": 1} and 0 < cost.compilation < cost.wall
+    lines = evaluation.table({"knn": evaluation.Cost(1.25, 2.5, cost.programs, 0.5)}, names=True).splitlines()
+    assert lines[2:] == ["| knn | 1.2 | 2.5 | 1 | 0.5 |", "knn: 1 x jit(<lambda>)"]
