@@ -7,7 +7,8 @@ is ready waits for it; nothing is compiled twice. On the host's own cores nothin
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from hybrid_jax.evaluators.linear_probe import LAYER_CHOICE_IMAGES, last_four
 
 THREADS = 8
 
+Task = Callable[[], Any]
 Compilation = Callable[[], object]
 # What evaluators ask of the model, by the names of `Model.compilation`.
 _ASKED = {
@@ -34,18 +36,22 @@ _WITH_PROBES = {"linear_probe", "few_label", "calibration", "corruptions", "adve
 
 
 @contextlib.contextmanager
-def compiling(features: FeatureStore, config, log: Callable[[str], None]) -> Iterator[None]:
+def compiling(features: FeatureStore, config, log: Callable[[str], None]) -> Iterator[Callable[[Task], Task]]:
     """Compiles what `config.eval` will need while what is inside goes on; `log` takes a line on what could not be.
 
     Not in a run of several processes: their compilers wait for one another, in one order.
+
+    Yields:
+      A function that takes a task for later and returns what gives its result: at best begun in a thread, else itself.
     """
     if not accelerator.present() or distributed.several():
-        yield
+        yield lambda task: task
         return
-    pool, begun = ThreadPoolExecutor(THREADS), []
+    pool = ThreadPoolExecutor(THREADS)
+    begun: list[Future] = []
     try:
         begun += [pool.submit(task) for task in compilations(features, config)]
-        yield
+        yield lambda task: pool.submit(task).result
     finally:
         pool.shutdown(cancel_futures=True)
     for error in (future.exception() for future in begun if not future.cancelled()):
