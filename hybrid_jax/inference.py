@@ -189,7 +189,7 @@ class Model:
         """Returns a model of the same architecture with fresh parameters; what is compiled is shared."""
         other = copy.copy(self)
         # Jitted once more: what `init_params` does outside of its own function is no program by itself then.
-        init = jax.jit(functools.partial(hybrid.init_params, self._module))
+        init = self._compiled.setdefault("init", jax.jit(functools.partial(hybrid.init_params, self._module)))
         fresh = init(jax.random.key(seed), jax.device_get(self.palette))
         other.params = sharding.place(jax.device_get(fresh), jax.tree.map(lambda x: x.sharding, self.params))
         other.workdir, other._anomaly = None, None
