@@ -28,7 +28,7 @@ C_VALUES = (0.01, 0.1)
 @pytest.fixture
 def small_shapes(monkeypatch):
     """Programs of the sizes that digits need, so that the host need not compute what only fills up."""
-    monkeypatch.setattr(logistic_device, "_ROWS", (200, 2000))
+    monkeypatch.setattr(logistic_device, "_ROWS", (200, 600))
     monkeypatch.setattr(logistic_device, "_COLUMNS", (64, 128))
 
 
@@ -98,7 +98,8 @@ def test_the_nearest_rows_are_the_same_on_the_device():
 def run(tmp_path_factory):
     """Returns run(accelerated): the default suite in batches of 100, the last ones partial; results and programs."""
     config = tiny.get_config()
-    config.eval.batch_size, config.eval.anomaly.num_images, config.eval.report_samples = 100, 100, 4
+    config.eval.max_images, config.eval.batch_size = 320, 100
+    config.eval.anomaly.num_images, config.eval.report_samples = 100, 4
     for name in ("ood", "corruptions", "adversarial", "sample_quality"):
         config.eval[name].num_images = 130
     config.eval.corruptions.severities, config.eval.few_label.shares, config.eval.few_label.num_seeds = (5,), (0.1,), 2
