@@ -30,6 +30,8 @@ from hybrid_jax.corruption_tools import Draws
 
 SEVERITIES = (1, 2, 3, 4, 5)
 _PIXELS_AT_ONCE = 2**19
+# What `corrupt` needs at most beside the images: a dozen float32 arrays of so many colour pixels.
+BYTES_AT_ONCE = 144 * _PIXELS_AT_ONCE
 
 # Takes (n, H, W, C) float32 in [0, 1], its constant and each image's random numbers.
 Corruption = Callable[[np.ndarray, Any, Draws], np.ndarray]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_jax import anomaly, distributed, evaluators, loading, report, sharding, stopping
+from hybrid_jax import ahead, anomaly, distributed, evaluators, loading, report, sharding, stopping
 from hybrid_jax import config as config_lib
 from hybrid_jax.data import augment, sources
 from hybrid_jax.errors import UserError, explained_memory
@@ -43,13 +43,15 @@ def evaluate_and_report(
     (workdir / "eval").mkdir(exist_ok=True)
     cache = FeatureCache(workdir, model, config.eval.cache_gib * 2**30, log)
     features = FeatureStore(model, data, config.eval.linear_probe.normed, cache)
-    write_anomaly(features, config, workdir, log)
-    results = evaluators.evaluate(model, data, config, workdir, log, features, leave_if_asked)
-    leave_if_asked()
-    for row in results:
-        if not row.get("detail"):
-            log(summary_line(row))
-    log(f"report: {report.write_report(workdir, model, data, results, sample_views(config, data), features)}")
+    with ahead.compiling(features, config, log) as later:
+        views = later(lambda: sample_views(config, data))
+        write_anomaly(features, config, workdir, log)
+        results = evaluators.evaluate(model, data, config, workdir, log, features, leave_if_asked)
+        leave_if_asked()
+        for row in results:
+            if not row.get("detail"):
+                log(summary_line(row))
+        log(f"report: {report.write_report(workdir, model, data, results, views(), features)}")
     # Last, because this file says that the evaluation is complete.
     write_whole(results_path(workdir, model.step), json.dumps(results, indent=2) + "\n")
     return headline(results)

@@ -30,7 +30,7 @@ def make_draw(temperature: float, top_k: int | None, top_p: float | None) -> Dra
         raise UserError(f"top_k={top_k}: must be at least 1")
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(f"top_p={top_p}: must lie in (0, 1]")
-    return Draw(jnp.float32(temperature), None if top_p is None else jnp.float32(top_p), top_k, temperature == 0)
+    return Draw(np.float32(temperature), None if top_p is None else np.float32(top_p), top_k, temperature == 0)
 
 
 def as_key(rng: int | jax.Array) -> jax.Array:
@@ -64,13 +64,13 @@ class Generator:
         self._config, self._spec, self._mesh = module.config, module.spec, mesh
         whole = None if mesh is None else sharding.replicated(mesh)
 
-        def function(params, palette, key, rows, prompt, draw):
+        def function(params, palette, key, rows, images, draw, num_patches):
             keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+            prompt = tokens_lib.encode(images, module.spec, palette)[:, :num_patches]
             drawn, _ = sample_tokens(sequential(module, params, palette), keys, prompt, draw)
             return tokens_lib.decode(drawn, module.spec, palette)
 
-        self._function = jax.jit(function, out_shardings=whole)
-        self._encode = jax.jit(lambda images, palette: tokens_lib.encode(images, module.spec, palette))
+        self._function = jax.jit(function, static_argnums=6, out_shardings=whole)
 
     def batch_size(self, count: int, at_once: int) -> int:
         """Returns how many of `count` images to draw together: at most `at_once`, less where memory allows less."""
@@ -100,14 +100,21 @@ class Generator:
           (B, H, W, C) uint8; in the known patches the images themselves.
         """
         rows = self._placed(first + np.arange(len(images), dtype=np.int32))
-        prompt = self._placed(np.asarray(self._encode(images, palette)[:, :num_patches]))
-        drawn = np.asarray(self._function(params, palette, key, rows, prompt, draw))
+        drawn = np.asarray(self._function(params, palette, key, rows, self._placed(images), draw, num_patches))
         return np.where(known_pixels(self._spec, num_patches), images, drawn)
+
+    def compiled(self, params: Any, palette: Any, size: int, num_patches: int):
+        """Compiles what draws `size` images after so many known patches."""
+        where = None if self._mesh is None else sharding.batch_sharding(self._mesh)
+        rows = jax.ShapeDtypeStruct((size,), np.int32, sharding=where)
+        images = jax.ShapeDtypeStruct((size, *self._spec.image_shape), np.uint8, sharding=where)
+        draw = make_draw(1.0, None, None)
+        return self._function.lower(params, palette, as_key(0), rows, images, draw, num_patches).compile()
 
     def _placed(self, batch: np.ndarray) -> jax.Array:
         """(B, ...) of the host -> the same on the devices."""
         if self._mesh is None:
-            return jnp.asarray(batch)
+            return jax.device_put(batch)
         return sharding.global_batch(batch[sharding.local_rows(self._mesh, len(batch))], self._mesh, len(batch))
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -53,7 +52,7 @@ class Model:
         """Wraps parameters; with a mesh, batches are cut over it. `workdir` is where fitted statistics lie."""
         self.config, self.params, self.palette, self.step = config, params, palette, step
         self._mesh = mesh
-        self._compiled: dict[str, Callable] = {}
+        self._compiled: dict[str, Any] = {}
         attend = attention.choose(config.model.attention, mesh or attention.default_device())
         constrain = {} if mesh is None else {"constrain": sharding.constrain_batch(mesh)}
         self._module = hybrid.build_model(config, attend=attend, **constrain)
@@ -189,8 +188,10 @@ class Model:
     def untrained(self, seed: int) -> "Model":
         """Returns a model of the same architecture with fresh parameters; what is compiled is shared."""
         other = copy.copy(self)
-        fresh = jax.device_get(hybrid.init_params(self._module, jax.random.key(seed), jax.device_get(self.palette)))
-        other.params = sharding.place(fresh, jax.tree.map(lambda x: x.sharding, self.params))
+        # Jitted once more: what `init_params` does outside of its own function is no program by itself then.
+        init = self._compiled.setdefault("init", jax.jit(functools.partial(hybrid.init_params, self._module)))
+        fresh = init(jax.random.key(seed), jax.device_get(self.palette))
+        other.params = sharding.place(jax.device_get(fresh), jax.tree.map(lambda x: x.sharding, self.params))
         other.workdir, other._anomaly = None, None
         return other
 
@@ -301,7 +302,7 @@ class Model:
             raise UserError(f"layer {layer!r}: must be one of {known}; after a norm {', '.join(self.normed_layers)}")
         return layer
 
-    def _function(self, name: str) -> Callable:
+    def _function(self, name: str) -> Any:
         """Returns a jitted (params, palette, images) -> outputs, whole on every device.
 
         `token_log_prob` gives that, the name of a layer its features, `*` those of all, `*:normed` normed ones too,
@@ -323,6 +324,29 @@ class Model:
         self._compiled[name] = jax.jit(function, out_shardings=whole)
         return self._compiled[name]
 
+    def compilation(self, name: str, normed: bool = False) -> Callable[[], Any]:
+        """Returns what compiles a program for whole batches, so that calls find it ready.
+
+        Args:
+          name: `features`, with `normed` as that method's; `embed` of the default layer; `token_log_prob`; `measures`.
+          normed: see `features`.
+        """
+        name = {"features": f"*{hybrid.NORMED}" if normed else "*", "embed": self.default_layer}.get(name, name)
+        shape = (self._batch_size(self.config.eval.batch_size), *self.spec.image_shape)
+        where = None if self._mesh is None else sharding.batch_sharding(self._mesh)
+        images, function = jax.ShapeDtypeStruct(shape, np.uint8, sharding=where), self._function(name)
+        return lambda: function.lower(self.params, self.palette, images).compile()
+
+    def drawing(self, num: int, num_patches: int) -> Callable[[], Any]:
+        """Returns what compiles the program that draws `num` images after so many known patches, at temperature > 0."""
+        size = self._generator.batch_size(num, self.config.eval.batch_size)
+        return lambda: self._generator.compiled(self.params, self.palette, size, num_patches)
+
+    def _batch_size(self, count: int) -> int:
+        devices = 1 if self._mesh is None else self._mesh.size
+        size = min(self.config.eval.batch_size, 2 ** math.ceil(math.log2(count)))
+        return -(-size // devices) * devices
+
     def _run(self, name: str, images: Images):
         parts = [found[name] for _, found in self._batches([name], open_inputs(images))]
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)
@@ -332,9 +356,7 @@ class Model:
     ) -> Iterator[tuple[Chunk, dict[str, Any]]]:
         """Applies functions batch by batch, in batches of one shape so that each is compiled once."""
         functions = {name: self._function(name) for name in names}
-        devices = 1 if self._mesh is None else self._mesh.size
-        size = min(self.config.eval.batch_size, 2 ** math.ceil(math.log2(len(inputs))))
-        size = -(-size // devices) * devices
+        size = self._batch_size(len(inputs))
         for chunk in inputs.chunks(self.spec.image_shape[:2], self.spec.channels, size, on_error):
             batch, count = self._padded(chunk.images, size), len(chunk.images)
             found = {name: function(self.params, self.palette, batch) for name, function in functions.items()}
@@ -344,7 +366,7 @@ class Model:
         """(b, H, W, C) of at most `size` images -> (size, H, W, C), on the devices."""
         padded = np.pad(images, [(0, size - len(images)), (0, 0), (0, 0), (0, 0)])
         if self._mesh is None:
-            return jnp.asarray(padded)
+            return jax.device_put(padded)
         return sharding.global_batch(padded[sharding.local_rows(self._mesh, size)], self._mesh, size)
 
 

@@ -4,6 +4,7 @@ Dimensions: n images, H W C image, D features.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from hybrid_jax.evaluators.features import FeatureStore, raw_pixels
 from hybrid_jax.evaluators.knn import nearest
 from hybrid_jax.evaluators.prdc import nearest_distance
 from hybrid_jax.evaluators.stand_ins import as_tokens_show, is_lossy
+from hybrid_jax.generation import kept_patches
 from hybrid_jax.models.tokens import TokenSpec, palette_psnr
 from hybrid_jax.report_images import FEWEST_BANK_IMAGES, image_uri, shown_split
 from hybrid_jax.report_page import captioned
@@ -38,6 +40,13 @@ def sections(features: FeatureStore, num: int, seed: int) -> list[tuple[str, str
     found = [("Samples", "".join(body))]
     completed = _completions(features, min(COMPLETED, num), seed)
     return found + ([("Completions", completed)] if completed else [])
+
+
+def compilation(features: FeatureStore, num: int) -> Callable[[], object]:
+    """Returns what compiles the completions that `sections` draws; of more rows of patches than one."""
+    spec, pool = features.model.spec, getattr(features.data, shown_split(features.data)).images
+    count = COMPLETIONS * min(COMPLETED, num, len(pool))
+    return features.model.drawing(count, kept_patches(spec, _kept_rows(spec), None))
 
 
 def _unconditional(samples: np.ndarray, features: FeatureStore) -> str:
@@ -68,7 +77,7 @@ def _nearest(samples: np.ndarray, features: FeatureStore) -> str:
     train = features.data.train.images
     bank = features.at_least("train", FEWEST_BANK_IMAGES)
     _, by_pixels = nearest_distance(raw_pixels(samples), raw_pixels(train))
-    _, by_features = nearest(features.model.embed(samples), bank, 1)
+    _, by_features = nearest(features.embed(samples), bank, 1)
     groups = np.stack([samples, train[by_pixels], train[by_features[:, 0]]], axis=1)
     shown = as_tokens_show(train[by_pixels], features.model.spec, features.model.palette)
     copies = int(np.sum((samples == shown).all(axis=(1, 2, 3))))
@@ -86,8 +95,7 @@ def _nearest(samples: np.ndarray, features: FeatureStore) -> str:
 def _completions(features: FeatureStore, num: int, seed: int) -> str:
     """Groups of four: an image, its kept rows, two completions; empty where the image has one row of patches."""
     model, split = features.model, shown_split(features.data)
-    height, patch = model.spec.height, model.spec.patch_size
-    kept = height // patch // 2 * patch
+    height, kept = model.spec.height, _kept_rows(model.spec)
     if not kept:
         return ""
     pool = getattr(features.data, split).images
@@ -105,6 +113,10 @@ def _completions(features: FeatureStore, num: int, seed: int) -> str:
         "ones continue what is given without a seam, and differ where it leaves a choice."
     )
     return captioned(image_uri(laid_out(groups, FOURS_IN_A_ROW)), caption)
+
+
+def _kept_rows(spec: TokenSpec) -> int:
+    return spec.height // spec.patch_size // 2 * spec.patch_size
 
 
 def _rgb(images: np.ndarray) -> np.ndarray:

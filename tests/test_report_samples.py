@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from hybrid_jax import report_metrics, report_quality, report_results, report_samples
+from hybrid_jax.config import default_config
 from hybrid_jax.evaluators.features import FeatureStore
 from hybrid_jax.models.tokens import Palette, TokenSpec
 
@@ -33,8 +34,9 @@ def store(spec=GREY, palette=None, test=True, likelihood=True, copies=0):
 
     flat = lambda images: images.reshape(len(images), -1).astype(np.float32)
     model = SimpleNamespace(
-        spec=spec, palette=palette, has_likelihood=likelihood, embed=flat, sample=sample, complete=complete, calls=calls
-    )
+        spec=spec, palette=palette, config=default_config(), has_likelihood=likelihood, embed=flat, sample=sample,
+        complete=complete, calls=calls,
+    )  # fmt: skip
     return FeatureStore(model, SimpleNamespace(train=train, validation=None, test=split(9) if test else None))
 
 

@@ -108,7 +108,7 @@ def fit_image(image, size: tuple[int, int], channels: int) -> np.ndarray:
     return np.asarray(image).reshape(height, width, channels)
 
 
-def fit_images(images: Sequence[np.ndarray], size: tuple[int, int], channels: int) -> np.ndarray:
+def fit_images(images: Sequence[np.ndarray] | np.ndarray, size: tuple[int, int], channels: int) -> np.ndarray:
     """Brings arrays to the model's shape, as `fit_image` does; those that have it are copied.
 
     Args:
@@ -119,6 +119,8 @@ def fit_images(images: Sequence[np.ndarray], size: tuple[int, int], channels: in
     Returns:
       (n, height, width, channels) uint8.
     """
+    if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == (*size, channels):
+        return np.array(images)
     result = np.empty((len(images), *size, channels), np.uint8)
     if any(image.nbytes > _THREADS_ABOVE for image in images):
         with ThreadPoolExecutor() as pool:

@@ -51,7 +51,7 @@ class Inputs:
         self.skipped.clear()
         if self._root is None:
             for start in range(0, len(self), at_once):
-                images = decode.fit_images(list(self._items[start : start + at_once]), size, channels)
+                images = decode.fit_images(self._items[start : start + at_once], size, channels)
                 yield Chunk(images, names=[str(start + i) for i in range(len(images))])
             return
         for chunk in decode.chunks(self._root, self._items, size, channels, "skip", at_once):

@@ -90,7 +90,7 @@ def margins(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("logits_of", "steps"))
 def attack(
-    logits_of: Logits, weights, images: jax.Array, targets: jax.Array, epsilon: jax.Array, key: jax.Array, steps: int
+    logits_of: Logits, weights, images: jax.Array, targets: jax.Array, epsilon: jax.Array, first: int, steps: int
 ) -> dict[str, jax.Array]:
     """Attacks one batch.
 
@@ -100,7 +100,7 @@ def attack(
       images: (B, H, W, C) uint8.
       targets: (B,) int32, the labels' columns.
       epsilon: () grey levels, a whole number.
-      key: of the random start and the noise.
+      first: number of the first image, which the random start and the noise depend on.
       steps: of PGD.
 
     Returns:
@@ -129,7 +129,7 @@ def attack(
 
     fgsm, margin = moved(clean, epsilon)
     found = better((clean, margin), fgsm, loss(fgsm)[1])
-    start_key, noise_key = jax.random.split(key)
+    start_key, noise_key = jax.random.split(jax.random.fold_in(jax.random.key(SEED), first))
     start = low + jax.random.uniform(start_key, clean.shape) * (high - low)
     x, found = jax.lax.fori_loop(0, steps, step, (start, found))
     pgd, _ = better(found, x, loss(x)[1])
@@ -146,10 +146,25 @@ def attacked(
     for start in range(0, len(images), size):
         # The last batch is filled up from the beginning, so that one shape is compiled.
         rows = np.arange(start, start + size) % len(images)
-        key = jax.random.fold_in(jax.random.key(SEED), start)
-        found = attack(logits_of, weights, images[rows], targets[rows], np.float32(epsilon), key, steps)
+        found = attack(logits_of, weights, images[rows], targets[rows], np.float32(epsilon), start, steps)
         parts.append({name: np.asarray(x)[: len(images) - start] for name, x in found.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def compilation(features: FeatureStore, num_images: int, num_classes: int, steps: int) -> Callable[[], object]:
+    """Returns what compiles the attack on the encoder for `evaluate` of as many images, K classes and steps."""
+    model, like = features.model, jax.ShapeDtypeStruct
+    size, width = min(IMAGES_AT_ONCE, num_images), model.config.model.width
+    params = jax.tree.map(lambda x: like(x.shape, x.dtype), model.params)
+    weights = params, like((width, num_classes), np.float32), like((num_classes,), np.float32)
+    batch = like((size, *model.spec.image_shape), np.uint8), like((size,), np.int32), like((), np.float32)
+    logits_of = _logits_of(features, model.default_layer)
+    return lambda: attack.lower(logits_of, weights, *batch, 0, steps).compile()
+
+
+def _logits_of(features: FeatureStore, layer: str) -> Logits:
+    # One function, so that it is compiled once.
+    return features.once(("logits", layer), lambda: encoder_logits(features.model.config, layer))
 
 
 def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
@@ -176,7 +191,7 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     if not np.isin(answers, fitted.classifier.classes).all():
         raise Skipped("the test split has a class that the training split has not")
     targets = np.searchsorted(fitted.classifier.classes, answers).astype(np.int32)
-    logits_of = encoder_logits(model.config, layer)
+    logits_of = _logits_of(features, layer)
     weights = jax.device_put((jax.device_get(model.params), *folded(fitted)))
     common = {"metric": "adversarial_accuracy", "protocol": PROTOCOL, "split": "test", "n": len(images)}
     clean = np.mean(fitted.predict(features.layers("test")[layer][: len(images)]) == answers)

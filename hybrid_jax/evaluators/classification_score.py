@@ -16,7 +16,7 @@ import dataclasses
 import numpy as np
 
 from hybrid_jax.evaluators.features import Skipped, raw_pixels
-from hybrid_jax.evaluators.logistic import LogisticRegression, Spectrum, fit_logistic
+from hybrid_jax.evaluators.logistic import LogisticRegression, solver
 
 LABELLER_IMAGES = 10_000
 LABELLER_C, CLASSIFIER_C, MAX_ITERATIONS = 0.01, 0.1, 300
@@ -36,7 +36,8 @@ class Standardised:
         mean, scale = x.mean(axis=0), x.std(axis=0)
         scale[scale < 1e-6] = 1
         x = (x - mean) / scale
-        return cls(mean, scale, fit_logistic(x, labels, c, Spectrum.of(x), MAX_ITERATIONS))
+        (fitted,) = solver(x)(x, labels, [c], MAX_ITERATIONS)
+        return cls(mean, scale, fitted)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """(n, D) -> (n,) labels."""

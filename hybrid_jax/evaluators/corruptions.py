@@ -10,6 +10,7 @@ frost: its figures are another mean.)
 Dimensions: n images, D features.
 """
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from hybrid_jax import corruptions
 from hybrid_jax.evaluators import linear_probe, probe
 from hybrid_jax.evaluators.features import FeatureStore, FloorCache, raw_pixels, raw_pixels_name, standard_error
+from hybrid_jax.evaluators.logistic import side_by_side, workers
 
 PROTOCOL = "corruptions-v2"
 SEED = 0
@@ -25,7 +27,7 @@ Cell = tuple[str, int]
 
 
 def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
-    """Runs the protocol; one corruption at one severity is in memory at a time.
+    """Runs the protocol; at most one corruption at one severity for every core is in memory at a time.
 
     Args:
       features: of a model and labelled data.
@@ -67,9 +69,13 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
 
 def cells(images: np.ndarray, severities: list[int]) -> Iterator[tuple[Cell, np.ndarray]]:
     """Yields ((corruption, severity), corrupted) of (n, H, W, C) uint8 images, for each corruption of the headline."""
-    for kind in corruptions.MAIN:
-        for severity in severities:
-            yield (kind, severity), corruptions.corrupt(images, kind, severity, SEED)
+    asked = [(kind, severity) for kind in corruptions.MAIN for severity in severities]
+    bytes_each = images.nbytes + corruptions.BYTES_AT_ONCE
+    at_once = workers(len(asked), bytes_each)
+    for start in range(0, len(asked), at_once):
+        some = asked[start : start + at_once]
+        tasks = [functools.partial(corruptions.corrupt, images, *cell, SEED) for cell in some]
+        yield from zip(some, side_by_side(tasks, bytes_each), strict=True)
 
 
 def _rows(

@@ -25,19 +25,32 @@ import numpy as np
 import scipy.linalg
 
 from hybrid_jax.evaluators.features import FeatureStore, FloorCache, raw_pixels, raw_pixels_name, validation_row
-from hybrid_jax.evaluators.linear_probe import last_four, middle, split_labels, standardise
-from hybrid_jax.evaluators.logistic import Spectrum, fit_logistic, side_by_side
+from hybrid_jax.evaluators.linear_probe import last_four, split_labels
+from hybrid_jax.evaluators.logistic import side_by_side, solver
+from hybrid_jax.evaluators.probe import middle, moments
 
 PROTOCOL = "few-label-v1"
 RIDGE_PENALTY = 2.0**10
 RIDGE_BIAS = 100.0
 
 Parts = dict[str, np.ndarray]
-# Takes {split: (n, D)}, `train` the draw and `unlabelled` all of the training split, and {split: (n,) labels};
-# returns (n,) labels for `test`, and what else is told of the fit.
+# Takes {split: (n, D)}, `train` the draw, with mean and deviation of the whole training split as `unlabelled` (2, D),
+# and {split: (n,) labels}; returns (n,) labels for `test`, and what else is told of the fit.
 Classifier = Callable[[Parts, Parts], tuple[np.ndarray, dict]]
-# Takes a split and which of its rows; returns their (n, D) features.
-Source = Callable[[str, np.ndarray | slice], np.ndarray]
+
+
+class Source:
+    """One set of features; what every draw needs of it is computed once."""
+
+    def __init__(self, rows: Callable[[str, np.ndarray | slice], np.ndarray]):
+        """Takes what returns the (n, D) features of some rows of a split."""
+        self.rows = rows
+        self.whole = functools.cache(lambda split: rows(split, slice(None)))
+
+    @functools.cached_property
+    def unlabelled(self) -> np.ndarray:
+        """(2, D) float32, mean and deviation of the training split."""
+        return np.stack(moments(self.rows("train", slice(None))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,14 +114,14 @@ def logistic(parts: Parts, labels: Parts, c_values, max_iterations: int) -> tupl
     Raises:
       Skipped: the training labels hold one class only.
     """
-    x = standardise({split: x for split, x in parts.items() if split != "unlabelled"}, parts["unlabelled"])
+    mean, deviation = parts["unlabelled"]
+    x = {split: (part - mean) / deviation for split, part in parts.items() if split != "unlabelled"}
     if len(x["train"]) < x["train"].shape[1]:
         # The penalty keeps weights within the span of the images: n coordinates hold the same minimum as D.
         basis = np.linalg.qr(x["train"].T)[0]
         x = {split: part @ basis for split, part in x.items()}
-    spectrum = Spectrum.of(x["train"])
     grid = sorted(c_values) if "validation" in x else [middle(c_values)]
-    fits = [fit_logistic(x["train"], labels["train"], c, spectrum, max_iterations) for c in grid]
+    fits = solver(x["train"])(x["train"], labels["train"], grid, max_iterations)
     best, told = 0, {}
     if "validation" in x:
         scores = [float(np.mean(fit.predict(x["validation"]) == labels["validation"])) for fit in fits]
@@ -158,14 +171,13 @@ def measure(source: Source, labels: Parts, draws: list[np.ndarray], classify: Cl
       for the logistic classifier `chosen_C` (one a draw), `converged` (in all draws) and, with a validation split,
       the mean `validation_accuracy`.
     """
-    held = {split: source(split, slice(None)) for split in labels if split != "train"}
-    held["unlabelled"] = source("train", slice(None))
+    held = {split: source.whole(split) for split in labels if split != "train"} | {"unlabelled": source.unlabelled}
     # What classifiers learn from: everything but the test split's labels.
     known = {split: y for split, y in labels.items() if split != "test"}
 
     def one(rows: np.ndarray) -> tuple[np.ndarray, dict]:
         predicted, details = classify(
-            {"train": source("train", rows), **held}, {**known, "train": known["train"][rows]}
+            {"train": source.rows("train", rows), **held}, {**known, "train": known["train"][rows]}
         )
         return predicted == labels["test"], details
 
@@ -207,9 +219,10 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     """
     data, labels = features.data, split_labels(features.data)
     cells, pixels = _cells(labels["train"], config), raw_pixels_name(data.train.images)
+    of_pixels = Source(lambda split, rows: raw_pixels(getattr(data, split).images[rows]))
 
     def floor(told: dict, draws: list[np.ndarray], classify: Classifier) -> dict[str, float]:
-        compute = lambda: measure(_pixels(data), labels, draws, classify)["value"]
+        compute = lambda: measure(of_pixels, labels, draws, classify)["value"]
         return {pixels: floors.get(compute, floor=pixels, data=data.fingerprint, seed=config.seed, **told)}
 
     beside = [floor(*cell) for cell in cells]
@@ -250,9 +263,5 @@ def _cells(labels: np.ndarray, config) -> list[tuple[dict, list[np.ndarray], Cla
     return cells
 
 
-def _pixels(data) -> Source:
-    return lambda split, rows: raw_pixels(getattr(data, split).images[rows])
-
-
 def _layers(features: FeatureStore, layers: list[str]) -> Source:
-    return lambda split, rows: np.concatenate([features.layers(split)[name][rows] for name in layers], axis=1)
+    return Source(lambda split, rows: np.concatenate([features.layers(split)[name][rows] for name in layers], axis=1))

@@ -28,7 +28,7 @@ DIMENSIONS = 128
 _SEED = 0
 _CHANNELS = (32, 64, 128)
 _SMALLEST_SIDE = 4
-_PIXELS_AT_ONCE = 2**21
+_IMAGES_AT_ONCE, _PIXELS_AT_ONCE = 500, 2**21
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ def random_conv(images: np.ndarray) -> np.ndarray:
     """
     n, height, width, _ = images.shape
     weights = _weights(images.shape[1:])
-    size = min(n, max(1, _PIXELS_AT_ONCE // (height * width)))
+    size = min(_IMAGES_AT_ONCE, max(1, _PIXELS_AT_ONCE // (height * width)))
     parts = []
     for start in range(0, n, size):
         chunk = images[start : start + size]

@@ -27,6 +27,7 @@ from hybrid_jax.evaluators.features import (
 
 PROTOCOL = "knn-v1"
 QUERIES_AT_ONCE = 500
+FEWEST_NEIGHBOURS = 20
 
 
 def nearest(queries: np.ndarray, bank: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -43,15 +44,17 @@ def nearest(queries: np.ndarray, bank: np.ndarray, k: int) -> tuple[np.ndarray, 
       (n, k) float32 cosines, descending, and (n, k) int32 rows of the bank; of equal cosines the lower
       row comes first.
     """
-    unit_bank = jnp.asarray(_normalise(bank))
+    unit_bank = jax.device_put(_normalise(bank))
+    # Of more neighbours than are asked for, the first are the same: few calls need a shape of their own.
+    found_k = min(len(bank), max(k, FEWEST_NEIGHBOURS))
     cosines, rows = [], []
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         chunk = _normalise(queries[start : start + QUERIES_AT_ONCE])
         # Padding keeps one compiled shape for every chunk.
-        padded = np.pad(chunk, ((0, min(QUERIES_AT_ONCE, len(queries)) - len(chunk)), (0, 0)))
-        found = jax.device_get(_top(jnp.asarray(padded), unit_bank, k))
-        cosines.append(found[0][: len(chunk)])
-        rows.append(found[1][: len(chunk)])
+        padded = np.pad(chunk, ((0, QUERIES_AT_ONCE - len(chunk)), (0, 0)))
+        found = jax.device_get(_top(padded, unit_bank, found_k))
+        cosines.append(found[0][: len(chunk), :k])
+        rows.append(found[1][: len(chunk), :k])
     return np.concatenate(cosines), np.concatenate(rows)
 
 

@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hybrid_jax.evaluators.features import (
@@ -64,7 +63,9 @@ def _token_batches(images: np.ndarray, spec: TokenSpec, palette, batch_size: int
     """Yields (b, N*S) int32 tokens."""
     for start in range(0, len(images), batch_size):
         chunk = images[start : start + batch_size]
-        yield np.asarray(_encode(jnp.asarray(chunk), spec, palette)).reshape(len(chunk), -1)
+        # Padding keeps one compiled shape for every chunk.
+        padded = np.pad(chunk, [(0, batch_size - len(chunk)), (0, 0), (0, 0), (0, 0)])
+        yield np.asarray(_encode(padded, spec, palette))[: len(chunk)].reshape(len(chunk), -1)
 
 
 def unit_of(spec: TokenSpec) -> tuple[str, float]:

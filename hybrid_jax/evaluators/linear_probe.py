@@ -32,7 +32,7 @@ from hybrid_jax.evaluators.features import (
     standard_error,
     validation_row,
 )
-from hybrid_jax.evaluators.logistic import Spectrum, fit_bytes, fit_logistic, side_by_side
+from hybrid_jax.evaluators.logistic import fit_bytes, side_by_side, solver
 from hybrid_jax.evaluators.probe import FittedProbe, fit, grid_of, middle, moments, of_layers, of_pixels
 from hybrid_jax.models.hybrid import NORMED
 
@@ -106,7 +106,7 @@ def choice_scores(
             "validation": np.concatenate([held_out[name] for name in layers], axis=1),
         }
         x = standardise(parts)
-        fitted = fit_logistic(x["train"], y, c, Spectrum.of(x["train"]), max_iterations)
+        (fitted,) = solver(x["train"])(x["train"], y, [c], max_iterations)
         return float(np.mean(fitted.predict(x["validation"]) == labels["validation"]))
 
     width = max(sum(known[name].shape[1] for name in layers) for layers in options)

@@ -1,5 +1,7 @@
 """L2 multinomial logistic regression, solved in coordinates in which features are white.
 
+`solver` chooses where: on the host's cores, or, where there is one, on an accelerator (`logistic_device`).
+
 Dimensions: n images, D features, K classes.
 """
 
@@ -14,12 +16,15 @@ import numpy as np
 import scipy.optimize
 import threadpoolctl
 
+from hybrid_jax.evaluators import accelerator, logistic_device
 from hybrid_jax.evaluators.features import Skipped
 
 SPECTRUM_IMAGES = 60_000
 _BYTES_AT_ONCE = 2**30
 
 Result = TypeVar("Result")
+# Takes (n, D) float32 features, (n,) labels, inverse penalties and the limit of steps; returns one fit for each C.
+Solver = Callable[[np.ndarray, np.ndarray, Sequence[float], int], "list[LogisticRegression]"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +82,14 @@ def side_by_side(tasks: Sequence[Callable[[], Result]], bytes_each: int) -> list
     Returns:
       What they return, in their order.
     """
-    workers = max(1, min(len(tasks), _cores(), _BYTES_AT_ONCE // max(1, bytes_each)))
     # Outside of the pool: a task that ends would free the threads of the others.
-    with threadpoolctl.threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as pool:
+    with threadpoolctl.threadpool_limits(1, "blas"), ThreadPoolExecutor(workers(len(tasks), bytes_each)) as pool:
         return list(pool.map(lambda task: task(), tasks))
+
+
+def workers(count: int, bytes_each: int) -> int:
+    """Returns how many of `count` tasks run at once: one a core, and no more than 1 GiB holds."""
+    return max(1, min(count, _cores(), _BYTES_AT_ONCE // max(1, bytes_each)))
 
 
 def _cores() -> int:
@@ -88,11 +97,29 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def solver(x: np.ndarray) -> Solver:
+    """Returns what fits classifiers to features that are standardised like (n, D) `x`, which may be some of them."""
+    if accelerator.present():
+        return fit_logistic_on_device
+    return functools.partial(fit_logistic_each, spectrum=Spectrum.of(x))
+
+
+def fit_logistic_on_device(
+    x: np.ndarray, y: np.ndarray, c_values: Sequence[float], max_iterations: int, tolerance: float = 1e-4
+) -> list[LogisticRegression]:
+    """Returns `fit_logistic`'s result for every one of `c_values` but for rounding; raises as that does."""
+    classes, targets = _targets(y)
+    found = logistic_device.solve(x, targets, len(classes), c_values, max_iterations, tolerance)
+    return [LogisticRegression(classes, w, b, int(steps), bool(done)) for w, b, steps, done in zip(*found, strict=True)]
+
+
 def fit_logistic_each(
-    x: np.ndarray, y: np.ndarray, c_values: Sequence[float], spectrum: Spectrum, max_iterations: int
+    x: np.ndarray, y: np.ndarray, c_values: Sequence[float], max_iterations: int, spectrum: Spectrum
 ) -> list[LogisticRegression]:
     """Returns `fit_logistic`'s result for every one of `c_values`."""
     tasks = [functools.partial(fit_logistic, x, y, c, spectrum, max_iterations) for c in c_values]
+    if len(tasks) == 1:
+        return [tasks[0]()]
     return side_by_side(tasks, fit_bytes(x, y))
 
 
@@ -129,9 +156,7 @@ def fit_logistic(
     Raises:
       Skipped: `y` holds one class only.
     """
-    classes, targets = np.unique(y, return_inverse=True)
-    if len(classes) < 2:
-        raise Skipped("the training labels hold one class only")
+    classes, targets = _targets(y)
     (n, d), k = x.shape, len(classes)
     penalty = 1 / (c * n)
     change = (spectrum.vectors / np.sqrt(np.maximum(spectrum.values, 0) + k * penalty)).astype(np.float32)
@@ -159,3 +184,11 @@ def fit_logistic(
         found = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
     v = found.x.reshape(d + 1, k).astype(np.float32)
     return LogisticRegression(classes, change @ v[:-1], v[-1], int(found.nit), bool(found.success))
+
+
+def _targets(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) labels -> (K,) classes, ascending, and (n,) columns; raises Skipped where there is one class only."""
+    classes, targets = np.unique(y, return_inverse=True)
+    if len(classes) < 2:
+        raise Skipped("the training labels hold one class only")
+    return classes, targets

@@ -17,7 +17,7 @@ from hybrid_jax.evaluators.features import FeatureStore, has_split, raw_pixels, 
 from hybrid_jax.evaluators.knn import nearest
 from hybrid_jax.evaluators.likelihood import fit_histograms, histogram_log_prob
 from hybrid_jax.evaluators.linear_probe import middle, standardise
-from hybrid_jax.evaluators.logistic import Spectrum, fit_logistic
+from hybrid_jax.evaluators.logistic import solver
 from hybrid_jax.joint_score import JointScore, Measures
 
 FIT_IMAGES = 5_000
@@ -101,7 +101,7 @@ class Scores:
         bank = self._features.at_least("train", FIT_IMAGES)[:FIT_IMAGES]
         x = standardise({"train": bank})["train"]
         c = middle(settings.c_values)
-        fitted = fit_logistic(x, labels[:FIT_IMAGES], c, Spectrum.of(x), settings.max_iterations)
+        (fitted,) = solver(x)(x, labels[:FIT_IMAGES], [c], settings.max_iterations)
 
         def logits(seen: Seen) -> np.ndarray:
             return standardise({"seen": seen.features}, bank)["seen"] @ fitted.weights + fitted.bias

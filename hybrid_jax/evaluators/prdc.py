@@ -10,7 +10,11 @@ Dimensions: n real images, m samples, D features.
 
 from collections.abc import Iterator
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from hybrid_jax.evaluators import accelerator
 
 ROWS_AT_ONCE = 500
 
@@ -69,13 +73,30 @@ def nearest_distance(queries: np.ndarray, bank: np.ndarray) -> tuple[np.ndarray,
       (m,) float64 distances and (m,) rows of the bank. The search is done in the inputs' precision: a row that
       is further by rounding only may be found instead.
     """
-    parts = [squares.argmin(axis=1) for _, squares in _squared_distances(queries, bank)]
-    rows = np.concatenate(parts)
+    rows = (_nearest_on_device if accelerator.present() else _nearest_rows)(queries, bank)
     distances = [
         np.linalg.norm(queries[part].astype(np.float64) - bank[rows[part]], axis=1)
         for part in np.array_split(np.arange(len(queries)), -(-len(queries) // ROWS_AT_ONCE))
     ]
     return np.concatenate(distances), rows
+
+
+def _nearest_rows(queries: np.ndarray, bank: np.ndarray) -> np.ndarray:
+    return np.concatenate([squares.argmin(axis=1) for _, squares in _squared_distances(queries, bank)])
+
+
+def _nearest_on_device(queries: np.ndarray, bank: np.ndarray) -> np.ndarray:
+    """As `_nearest_rows`, in float32 and in batches of one shape."""
+    bank = jax.device_put(np.asarray(bank, np.float32))
+    filled = np.pad(queries.astype(np.float32), ((0, -len(queries) % ROWS_AT_ONCE), (0, 0)))
+    parts = [np.asarray(_nearest(part, bank)) for part in filled.reshape(-1, ROWS_AT_ONCE, filled.shape[1])]
+    return np.concatenate(parts)[: len(queries)]
+
+
+@jax.jit
+def _nearest(queries: jax.Array, bank: jax.Array) -> jax.Array:
+    products = jnp.matmul(queries, bank.T, precision=jax.lax.Precision.HIGHEST)
+    return jnp.argmin(jnp.sum(jnp.square(bank), axis=1) - 2 * products, axis=1)
 
 
 def _centred(real: np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from hybrid_jax.evaluators.features import FeatureStore, raw_pixels
-from hybrid_jax.evaluators.logistic import LogisticRegression, Spectrum, fit_logistic, fit_logistic_each
+from hybrid_jax.evaluators.logistic import LogisticRegression, solver
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +65,15 @@ def fit(parts: dict[str, np.ndarray], labels: dict[str, np.ndarray], c_values, m
     mean, deviation = moments(parts["train"])
     seen = [split for split in ("train", "validation") if split in parts]
     x = {split: ((parts[split] - mean) / deviation).astype(np.float32) for split in seen}
-    spectrum = Spectrum.of(x["train"])
+    solve = solver(x["train"])
     tried = sorted(c_values) if "validation" in x else [middle(c_values)]
-    fits = fit_logistic_each(x["train"], labels["train"], tried, spectrum, max_iterations)
+    fits = solve(x["train"], labels["train"], tried, max_iterations)
     if "validation" not in x:
         return FittedProbe(mean, deviation, fits[0], fits[0], float(tried[0]), len(x["train"]), None)
     scores = [np.mean(fitted.predict(x["validation"]) == labels["validation"]) for fitted in fits]
     best = int(np.argmax(scores))
     x_seen, y_seen = (np.concatenate([source[split] for split in seen]) for source in (x, labels))
-    last = fit_logistic(x_seen, y_seen, tried[best], spectrum, max_iterations)
+    (last,) = solve(x_seen, y_seen, [tried[best]], max_iterations)
     return FittedProbe(mean, deviation, last, fits[best], float(tried[best]), len(y_seen), float(scores[best]))
 
 

@@ -6,7 +6,6 @@ Dimensions: n images, H W C image.
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hybrid_jax.models import tokens as tokens_lib
@@ -35,8 +34,10 @@ def as_tokens_show(images: np.ndarray, spec: TokenSpec, palette) -> np.ndarray:
         return images
     # On one device of this process: others may not call this.
     palette = jax.device_put(jax.device_get(palette))
-    chunks = (images[start : start + IMAGES_AT_ONCE] for start in range(0, len(images), IMAGES_AT_ONCE))
-    return np.concatenate([np.asarray(_shown(jnp.asarray(chunk), spec, palette)) for chunk in chunks])
+    # Filled up, so that one shape is compiled.
+    padded = np.pad(images, [(0, -len(images) % IMAGES_AT_ONCE), (0, 0), (0, 0), (0, 0)])
+    chunks = padded.reshape(-1, IMAGES_AT_ONCE, *images.shape[1:])
+    return np.concatenate([np.asarray(_shown(chunk, spec, palette)) for chunk in chunks])[: len(images)]
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -57,8 +57,8 @@ def test_a_cell_is_scikit_learns_probe_on_those_images(found):
 def test_floors_are_kept_and_the_probe_is_fitted_once(found, monkeypatch):
     rows, _, directory = found
     fits = []
-    fit = probe.fit_logistic
-    monkeypatch.setattr(probe, "fit_logistic", lambda *a, **k: fits.append(1) or fit(*a, **k))
+    solver = probe.solver
+    monkeypatch.setattr(probe, "solver", lambda x: fits.append(1) or solver(x))
     model = PixelModel()
     assert evaluators.evaluate(model, digits(), config(), directory) == rows
     # The default layer and the last four: of each the last fit, on all labels.
