@@ -60,11 +60,13 @@ class Case:
         return " ".join((self.config, self.topology, *self.overrides))
 
 
-CIFAR, POD = Case("cifar10", "v5e:2x2"), "v5e:16x16"
+# Blocks in a loop and computed again, as suits a TPU; the config itself is one GPU's.
+_LOOPED = ("model.remat=true", "model.scan_layers=true")
+CIFAR, POD = Case("cifar10", "v5e:2x2", _LOOPED), "v5e:16x16"
 PALETTE, LARGE = Case("imagenet32_igpt_s", POD), Case("imagenet64_large", POD)
 MIDDLE = Case("imagenet64", POD)
 SMALLEST = Case("quickstart", "v5e:2x2")
-GPU = Case("cifar10", "h100:8")
+GPU = Case("cifar10", "h100:8", _LOOPED)
 LOSS = Case("nt_xent", "v5e:2x2", ("batch=16384", "dim=128", "block=0"))
 SCALE = (CIFAR, GPU, PALETTE, MIDDLE, Case("imagenet64", "v5e:16x16x2"), LARGE)
 
@@ -75,11 +77,11 @@ def _with(case: Case, *overrides: str) -> Case:
 
 # What is switched, then without and with it.
 SWITCHES = (
-    ("model.remat: blocks computed again in the backward pass", _with(CIFAR, "model.remat=false"), CIFAR),
-    ("model.scan_layers: one block compiled, looped over", _with(CIFAR, "model.scan_layers=false"), CIFAR),
-    ("model.dtype: bfloat16 instead of float32", _with(CIFAR, "model.dtype=float32"), CIFAR),
-    ("train.microbatches: 4 passes instead of 1", CIFAR, _with(CIFAR, "train.microbatches=4")),
-    ("train.likelihood_fraction: half of the batch", CIFAR, _with(CIFAR, "train.likelihood_fraction=0.5")),
+    ("model.remat: blocks computed again in the backward pass", _with(CIFAR, "model.scan_layers=true"), CIFAR),
+    ("model.scan_layers: one block compiled, looped over", _with(CIFAR, "model.remat=true"), CIFAR),
+    ("model.dtype: bfloat16 instead of float32", _with(CIFAR, *_LOOPED, "model.dtype=float32"), CIFAR),
+    ("train.microbatches: 4 passes instead of 1", CIFAR, _with(CIFAR, *_LOOPED, "train.microbatches=4")),
+    ("train.likelihood_fraction: half of the batch", CIFAR, _with(CIFAR, *_LOOPED, "train.likelihood_fraction=0.5")),
     ("NT-Xent in blocks: 32,768 views, loss alone", _with(LOSS, *LOSS.overrides[:2], "block=32768"), LOSS),
     ("model.attention: splash instead of plain", _with(PALETTE, "model.attention=plain"), PALETTE),
     ("mesh.fsdp: 8 instead of 1", _with(MIDDLE, "mesh.fsdp=1"), MIDDLE),

@@ -14,7 +14,6 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import topologies
 
 from hybrid_jax import config as config_lib
@@ -26,7 +25,6 @@ from hybrid_jax import (
     roofline,
     sharding,
     traffic,
-    train_state,
     train_step,
 )
 from hybrid_jax.errors import UserError
@@ -95,7 +93,7 @@ def compile_step(request: dict[str, Any]) -> dict[str, Any]:
     generation = request["generation"]
     devices = topology_devices(generation, request["shape"], request["slices"])
     mesh = sharding.make_mesh(config, devices)
-    state, images = abstract_arguments(config, mesh)
+    state, images = train_step.abstract_arguments(config, mesh)
     answer: dict[str, Any] = {
         **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib")},
         "compilers": _compilers(generation),
@@ -117,13 +115,6 @@ def compile_step(request: dict[str, Any]) -> dict[str, Any]:
         return answer | {"fits": False, "collectives": None, "compile_seconds": time.perf_counter() - start}
     answer["compile_seconds"] = time.perf_counter() - start
     return answer | memory(compiled.memory_analysis()) | _traffic(config, generation, len(devices), compiled.as_text())
-
-
-def abstract_arguments(config, mesh) -> tuple[train_state.TrainState, jax.ShapeDtypeStruct]:
-    """Returns the train step's arguments as shapes, dtypes and shardings: the state and a batch of images."""
-    shape = (config.train.batch_size, *config.data.image_size, config.data.channels)
-    images = jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding.batch_sharding(mesh))
-    return train_state.abstract_state(config, mesh), images
 
 
 def _compilers(generation: str) -> dict[str, str]:

@@ -18,7 +18,8 @@ def cache_folder(path: str = "") -> pathlib.Path:
 def keep_compiled_programs() -> None:
     """Lets JAX find what an earlier process compiled; call it before JAX is imported.
 
-    $JAX_COMPILATION_CACHE_DIR is respected (empty = nothing is kept), and so is a folder that cannot be written.
+    On a GPU what autotuning found is kept too. $JAX_COMPILATION_CACHE_DIR is respected (empty = nothing is kept), and
+    so is a folder that cannot be written.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -29,6 +30,8 @@ def keep_compiled_programs() -> None:
         return
     if os.access(folder, os.W_OK):
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+        # JAX leaves out what took less than a second; of an evaluation's programs that is half.
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 def processor() -> str:

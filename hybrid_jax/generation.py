@@ -16,6 +16,7 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.models import tokens as tokens_lib
 from hybrid_jax.models.hybrid import HybridModel
 from hybrid_jax.models.sampler import Draw, sample_tokens, sequential
+from hybrid_jax.models.transformer import exact_products
 
 # Keys and values of a batch, on each device with memory of its own; what XLA copies of them while they grow comes to
 # as much again.
@@ -67,7 +68,8 @@ class Generator:
         def function(params, palette, key, rows, images, draw, num_patches):
             keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
             prompt = tokens_lib.encode(images, module.spec, palette)[:, :num_patches]
-            drawn, _ = sample_tokens(sequential(module, params, palette), keys, prompt, draw)
+            with exact_products(module.config.dtype):
+                drawn, _ = sample_tokens(sequential(module, params, palette), keys, prompt, draw)
             return tokens_lib.decode(drawn, module.spec, palette)
 
         self._function = jax.jit(function, static_argnums=6, out_shardings=whole)

@@ -17,6 +17,7 @@ from hybrid_jax.data.store_writer import Chunk
 from hybrid_jax.errors import UserError
 from hybrid_jax.generation import Generator, as_key, kept_patches, make_draw
 from hybrid_jax.models import attention, hybrid, tokens
+from hybrid_jax.models.transformer import exact_products
 
 NO_LIKELIHOOD = "this checkpoint has no likelihood: it was trained with objective.generative_weight=0"
 
@@ -312,6 +313,10 @@ class Model:
             return self._compiled[name]
 
         def function(params, palette, images):
+            with exact_products(self.config.model.dtype):
+                return compute(params, palette, images)
+
+        def compute(params, palette, images):
             if name == "token_log_prob":
                 coded = tokens.encode(images, self.spec, palette)
                 return self._module.apply({"params": params}, coded, palette, method=name)

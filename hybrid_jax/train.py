@@ -5,6 +5,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -111,6 +112,7 @@ def _run(config, workdir, data, mesh, state, start, checkpoints, writer, stops, 
 
     if start < total:
         log("compiling the train step (once) ...")
+        _compile_beside(compare, config, mesh)
     for step in range(start, total):
         # Here, not after the save, so that a run stopped in between evaluates when it resumes.
         due = config.eval.every_steps > 0 and step > 0 and step % config.eval.every_steps == 0
@@ -219,6 +221,18 @@ def _gradient_comparison(config, mesh, log: Log):
         log("log.gradients: left out, it would need the memory of a whole batch (train.microbatches > 1)")
         return None
     return train_step.make_gradient_comparison(config, mesh)
+
+
+def _compile_beside(compare, config, mesh) -> None:
+    """Compiles the gradient comparison in a thread, while the first step is compiled; its first call then waits for it.
+
+    Not in a run of several processes: their compilers wait for one another, in one order.
+    """
+    if compare is None or distributed.several():
+        return
+    arguments = train_step.abstract_arguments(config, mesh)
+    # What fails here fails again, and is told, where it is called.
+    ThreadPoolExecutor(1).submit(lambda: compare.lower(*arguments).compile())
 
 
 def _checked(pending: dict[int, dict], tolerated: int) -> dict[str, float]:

@@ -19,7 +19,7 @@ from hybrid_jax import losses, optim, sharding
 from hybrid_jax.data import augment
 from hybrid_jax.models import attention, hybrid, tokens
 from hybrid_jax.models.transformer import rounded_kernels
-from hybrid_jax.train_state import TrainState, once_per_config, state_sharding
+from hybrid_jax.train_state import TrainState, abstract_state, once_per_config, state_sharding
 
 Metrics = dict[str, jax.Array]
 
@@ -234,6 +234,12 @@ def make_train_step(config, mesh: Mesh) -> Callable[[TrainState, jax.Array], tup
         return TrainState(state.step + 1, params, ema, opt_state, state.palette, state.seed), metrics
 
     return _jit(train_step, config, mesh, donate=True)
+
+
+def abstract_arguments(config, mesh: Mesh) -> tuple[TrainState, jax.ShapeDtypeStruct]:
+    """Returns what a step takes, as shapes, dtypes and shardings: the state and a batch of images."""
+    shape = (config.train.batch_size, *config.data.image_size, config.data.channels)
+    return abstract_state(config, mesh), jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding.batch_sharding(mesh))
 
 
 @once_per_config

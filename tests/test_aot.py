@@ -428,7 +428,7 @@ def scores_in(text, length):
 def compiled_text(config, generation, shape):
     mesh = sharding.make_mesh(config, aot_worker.topology_devices(generation, shape, 1))
     step = train_step.make_train_step(config, mesh)
-    return step.lower(*aot_worker.abstract_arguments(config, mesh)).compile().as_text()
+    return step.lower(*train_step.abstract_arguments(config, mesh)).compile().as_text()
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.gpu.record import ROOT, Record, one_line
 from hybrid_jax import config as config_lib
 from hybrid_jax import sharding, train_state, train_step
-from hybrid_jax.aot_worker import abstract_arguments, attention_form, memory
+from hybrid_jax.aot_worker import attention_form, memory
 from hybrid_jax.models import tokens
 from hybrid_jax.roofline import GIB
 
@@ -100,7 +100,7 @@ def compile_step(config) -> Compiled:
     """Compiles a config's train step and what makes its first state; the compiler leaves other threads free."""
     config_lib.validate(config)
     mesh = sharding.make_mesh(config)
-    state, images = abstract_arguments(config, mesh)
+    state, images = train_step.abstract_arguments(config, mesh)
     step: Any = train_step.make_train_step(config, mesh)
     begin = time.perf_counter()
     lowered = step.lower(state, images)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid_jax.models import attention, transformer
+from hybrid_jax import generation, inference
+from hybrid_jax.models import attention, hybrid, transformer
 
 RNG = np.random.default_rng(0)
 
@@ -81,3 +82,21 @@ def test_separate_products_give_what_one_gives(tiny_config):
 def test_only_gpus_get_separate_products(platform, wanted, monkeypatch, mesh_of):
     monkeypatch.setattr(attention.Attention, "_platform", platform)
     assert attention.Attention(mesh_of(1)).wants_whole_arrays is wanted
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "exact"),
+    [("gpu", "float32", True), ("tpu", "float32", True), ("gpu", "bfloat16", False), ("cpu", "float32", False)],
+)
+def test_a_float32_model_in_use_multiplies_float32_on_accelerators(backend, dtype, exact, tiny_config, monkeypatch):
+    config = tiny_config(model__dtype=dtype, data__image_size=(8, 8), model__patch_size=4)
+    model = inference.Model(config, None, None, 0)
+    model.params = jax.eval_shape(lambda: hybrid.init_params(model._module, jax.random.key(0), None))
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    images = jax.ShapeDtypeStruct((4, 8, 8, 1), np.uint8)
+    lowered = [model._function(name).lower(model.params, None, images) for name in ("token_log_prob", "encoder")]
+    rows, draw = jax.ShapeDtypeStruct((4,), np.int32), generation.make_draw(1.0, None, None)
+    lowered.append(model._generator._function.lower(model.params, None, jax.random.key(0), rows, images, draw, 0))
+    for each in lowered:
+        products = [line for line in each.as_text().splitlines() if "stablehlo.dot_general" in line]
+        assert products and all(("HIGHEST" in line) is exact for line in products)
