@@ -6,11 +6,11 @@ Evaluates a workdir's newest checkpoint as --mode=eval does, in a copy where no 
 program counts also where a cache of compiled ones holds it, which spares seconds of compilation only.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import pathlib
 import shutil
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -19,12 +19,8 @@ from typing import Any
 from unittest import mock
 
 import jax
-from absl import flags
 
 from hybrid_jax import checkpoint, evaluate, evaluators, report
-
-_WORKDIR = flags.DEFINE_string("workdir", None, "A trained model.")
-_NAMES = flags.DEFINE_bool("names", False, "Tell which programs each part compiles.")
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _HEADS = ("part", "wall s", "processor s", "programs", "compilation s")
@@ -110,12 +106,15 @@ def table(found: dict[str, Cost], names: bool = False) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Prints the table."""
-    flags.FLAGS(argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="of a trained model")
+    parser.add_argument("--names", action="store_true", help="tell which programs each part compiles")
+    given = parser.parse_args()
     print(f"jax {jax.__version__}, {jax.device_count()} x {jax.devices()[0].device_kind}")
-    print(table(costs(pathlib.Path(_WORKDIR.value)), _NAMES.value))
+    print(table(costs(given.workdir), given.names))
 
 
 if __name__ == "__main__":
-    main(sys.argv)
+    main()

@@ -127,8 +127,9 @@ def compiler_options(mesh: Mesh) -> dict[str, Any]:
     """Returns what XLA is asked for beside its defaults when it compiles for the mesh's platform."""
     if mesh.devices.flat[0].platform not in GPU_PLATFORMS:
         return {}
-    # Products of both streams with one kernel, joined to one, would be followed by a copy of each part of the result.
-    return {"xla_gpu_dot_merger_threshold_mb": 0}
+    # Products of both streams with one kernel, joined to one, are followed by a copy of each part of the result: large
+    # ones stay apart. Of small ones the number of kernels counts.
+    return {"xla_gpu_dot_merger_threshold_mb": 8}
 
 
 def place(tree, shardings):

@@ -102,7 +102,11 @@ def test_any_mesh_trains_to_the_same_losses(tiny_config, mesh_of, devices, fsdp)
         assert kernel.sharding.shard_shape(kernel.shape) == (16 // fsdp, 64)
 
 
-@pytest.mark.parametrize("arm", ARMS)
+# The loop over blocks is in the test of meshes too.
+SLOW_LOOP = [pytest.param(arm, marks=pytest.mark.slow) if arm == "looped" else arm for arm in ARMS]
+
+
+@pytest.mark.parametrize("arm", SLOW_LOOP)
 def test_accumulation_is_exact(tiny_config, mesh_of, arm):
     settings = ARMS[arm] | {"train__batch_size": 64} | ({"train__likelihood_fraction": 0.5} if arm == "hybrid" else {})
     want, want_metrics = gradients(tiny_config(**settings), mesh_of(1))
@@ -187,7 +191,12 @@ def test_arms_see_the_same_augmentations(tiny_config):
 
 
 @pytest.mark.parametrize(
-    ("settings", "tolerance"), [({}, 1e-4), (ARMS["looped"], 1e-4), ({"model__dtype": "bfloat16"}, 1e-2)]
+    ("settings", "tolerance"),
+    [
+        ({}, 1e-4),
+        pytest.param(ARMS["looped"], 1e-4, marks=pytest.mark.slow),
+        ({"model__dtype": "bfloat16"}, 1e-2),
+    ],
 )
 def test_the_gradient_comparison_adds_up(tiny_config, mesh_of, settings, tolerance):
     config, mesh = tiny_config(**settings), mesh_of(1)

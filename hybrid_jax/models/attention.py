@@ -100,7 +100,7 @@ def cudnn(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> j
     return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn")
 
 
-def cudnn_accepts(query: jax.Array) -> bool:
+def cudnn_accepts(query: jax.Array | jax.ShapeDtypeStruct) -> bool:
     """Returns whether JAX would hand (B, N, H, E) to cuDNN: half precision, few enough features, cuDNN installed."""
     like = jax.ShapeDtypeStruct(query.shape, query.dtype)
     try:
@@ -158,18 +158,13 @@ class Attention:
     mesh: Mesh
     interpret: bool = False
 
-    @property
-    def _platform(self) -> str:
-        return self.mesh.devices.flat[0].platform
+    def wants_whole_arrays(self, query: jax.ShapeDtypeStruct, causal: bool) -> bool:
+        """Returns whether slices of one array would be copied first, as for calls of cuDNN."""
+        return self.form(query, causal) == "cudnn"
 
-    @property
-    def wants_whole_arrays(self) -> bool:
-        """Whether slices of one array would be copied first, as for calls of cuDNN."""
-        return self._platform in _GPUS
-
-    def form(self, query: jax.Array, causal: bool) -> str:
+    def form(self, query: jax.Array | jax.ShapeDtypeStruct, causal: bool) -> str:
         """Returns the name of the form for (B, N, H, E)."""
-        platform = self._platform
+        platform = self.mesh.devices.flat[0].platform
         if platform == "cpu" and causal and query.shape[1] >= BLOCKS_LENGTH:
             return "causal_blocks"
         if platform == "tpu" and query.shape[1] >= KERNEL_LENGTH:

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hybrid_jax.models.attention import Attend, plain
+from hybrid_jax.models.attention import Attend, Attention, plain
 
 # One array (B, N, D) and whether it is causal, or as many of each.
 Sequences = jax.Array | tuple[jax.Array, ...]
@@ -224,7 +224,10 @@ class Block(nn.Module):
         # Kept only where a caller asks for this collection: Image GPT's features.
         self.sow("intermediates", "normed", y)
         y = y.astype(self.dtype)
-        separate = start is None and getattr(self.attend, "wants_whole_arrays", False)
+        separate = False
+        if start is None and isinstance(self.attend, Attention):
+            like = jax.ShapeDtypeStruct((b, n, self.num_heads, d // self.num_heads), self.dtype)
+            separate = self.attend.wants_whole_arrays(like, causal)
         query, key, value = QKV(self.num_heads, self.dtype, separate, name="qkv")(y)
         if start is None:
             y = self.attend(query, key, value, causal)

@@ -128,6 +128,7 @@ def test_the_default_suite_compiles_few_programs_and_partial_batches_none(run):
     assert programs["jit(function)"] == 6
 
 
+@pytest.mark.slow
 def test_an_accelerator_gives_the_hosts_results_in_few_programs(run, small_shapes):
     known, _ = run(accelerated=False)
     found, programs = run(accelerated=True)

@@ -115,7 +115,9 @@ def test_cudnn_is_used_where_it_accepts(shape, dtype, installed, form, monkeypat
 
     versions = types.SimpleNamespace(cudnn_get_version=lambda: 91000) if installed else None
     monkeypatch.setattr(library, "cuda_versions", versions)
-    assert on("gpu").form(jax.ShapeDtypeStruct(shape, dtype), True) == form
+    query = jax.ShapeDtypeStruct(shape, dtype)
+    assert on("gpu").form(query, True) == form
+    assert on("gpu").wants_whole_arrays(query, True) is (form == "cudnn")
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -78,12 +78,6 @@ def test_separate_products_give_what_one_gives(tiny_config):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("platform", "wanted"), [("cpu", False), ("tpu", False), ("gpu", True), ("cuda", True)])
-def test_only_gpus_get_separate_products(platform, wanted, monkeypatch, mesh_of):
-    monkeypatch.setattr(attention.Attention, "_platform", platform)
-    assert attention.Attention(mesh_of(1)).wants_whole_arrays is wanted
-
-
 @pytest.mark.parametrize(
     ("backend", "dtype", "exact"),
     [("gpu", "float32", True), ("tpu", "float32", True), ("gpu", "bfloat16", False), ("cpu", "float32", False)],
