@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hybrid_jax import generation, inference
-from hybrid_jax.models import attention, hybrid, transformer
+from hybrid_jax.models import hybrid, transformer
 
 RNG = np.random.default_rng(0)
 
