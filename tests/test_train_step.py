@@ -73,7 +73,7 @@ def on_one_device():
         pytest.param("hybrid", 8, 1, marks=pytest.mark.slow),  # with microbatches it is below
         ("hybrid", 8, 4),
         ("looped", 8, 4),
-        ("generative", 8, 4),
+        pytest.param("generative", 8, 4, marks=pytest.mark.slow),
         ("contrastive", 8, 4),
     ],
 )
@@ -102,11 +102,8 @@ def test_any_mesh_trains_to_the_same_losses(tiny_config, mesh_of, devices, fsdp)
         assert kernel.sharding.shard_shape(kernel.shape) == (16 // fsdp, 64)
 
 
-# The loop over blocks is in the test of meshes too.
-SLOW_LOOP = [pytest.param(arm, marks=pytest.mark.slow) if arm == "looped" else arm for arm in ARMS]
-
-
-@pytest.mark.parametrize("arm", SLOW_LOOP)
+# Of the arms the hybrid has both branches; the loop over blocks is in the test of meshes too.
+@pytest.mark.parametrize("arm", [arm if arm == "hybrid" else pytest.param(arm, marks=pytest.mark.slow) for arm in ARMS])
 def test_accumulation_is_exact(tiny_config, mesh_of, arm):
     settings = ARMS[arm] | {"train__batch_size": 64} | ({"train__likelihood_fraction": 0.5} if arm == "hybrid" else {})
     want, want_metrics = gradients(tiny_config(**settings), mesh_of(1))
@@ -195,7 +192,7 @@ def test_arms_see_the_same_augmentations(tiny_config):
     [
         ({}, 1e-4),
         pytest.param(ARMS["looped"], 1e-4, marks=pytest.mark.slow),
-        ({"model__dtype": "bfloat16"}, 1e-2),
+        pytest.param({"model__dtype": "bfloat16"}, 1e-2, marks=pytest.mark.slow),
     ],
 )
 def test_the_gradient_comparison_adds_up(tiny_config, mesh_of, settings, tolerance):

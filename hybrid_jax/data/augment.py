@@ -200,19 +200,19 @@ def random_resized_crop(
       (B, H, W, C) float32.
     """
     batch, height, width, _ = images.shape
+    flipped = jax.random.bernoulli(flip_key, flip, (batch, 1, 1))
+    if min_area >= 1:
+        return jnp.where(flipped[..., None], images[:, :, ::-1], images)
     area_key, aspect_key, y_key, x_key = jax.random.split(key, 4)
     area = jax.random.uniform(area_key, (batch,), minval=min_area, maxval=1.0)
     log_aspect = jax.random.uniform(aspect_key, (batch,), minval=np.log(3 / 4), maxval=np.log(4 / 3))
     aspect = jnp.exp(log_aspect / 2)
     crop_h = jnp.minimum(jnp.sqrt(area) / aspect, 1.0) * height
     crop_w = jnp.minimum(jnp.sqrt(area) * aspect, 1.0) * width
-    if min_area >= 1:
-        crop_h, crop_w = jnp.full((batch,), float(height)), jnp.full((batch,), float(width))
     top = jax.random.uniform(y_key, (batch,)) * (height - crop_h)
     left = jax.random.uniform(x_key, (batch,)) * (width - crop_w)
     rows = _interpolation(top, crop_h, height)
     columns = _interpolation(left, crop_w, width)
-    flipped = jax.random.bernoulli(flip_key, flip, (batch, 1, 1))
     columns = jnp.where(flipped, columns[:, ::-1], columns)
     # Two small matrix products; enlarging needs no antialiasing. Accelerators would round pixels to bfloat16.
     x = jnp.einsum("byh,bhwc->bywc", rows, images, precision="highest")
