@@ -6,6 +6,7 @@ A case is `NAME/ARM`, such as `cifar10/hybrid`.
 import importlib
 from typing import Any
 
+_UNROLLED = {"model.remat": False, "model.scan_layers": False}
 # name: (file of configs/, what one card or the name asks to change).
 _SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     # PyTorch has no Muon to be compared with.
@@ -20,7 +21,7 @@ _SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     # As pods train: less memory and a smaller program, for more work.
     "cifar10_looped": ("cifar10", {"model.remat": True, "model.scan_layers": True}),
     "cifar10_plain": ("cifar10", {"model.attention": "plain"}),
-    "imagenet32_igpt_s": ("imagenet32_igpt_s", {"train.batch_size": 64}),
+    "imagenet32_igpt_s": ("imagenet32_igpt_s", {"train.batch_size": 64} | _UNROLLED),
     "imagenet64": ("imagenet64", {"train.batch_size": 256, "mesh.fsdp": 1}),
 }
 _ARMS: dict[str, dict[str, Any]] = {

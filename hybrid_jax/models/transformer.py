@@ -17,7 +17,7 @@ from hybrid_jax.models.attention import Attend, Attention, plain
 # One array (B, N, D) and whether it is causal, or as many of each.
 Sequences = jax.Array | tuple[jax.Array, ...]
 Masks = bool | tuple[bool, ...]
-# A look-up's gradient is a product where the table has no more rows than this for each feature, else a scatter.
+# On accelerators a look-up's gradient is a product where the table has no more rows than this for each feature.
 _MOST_ROWS_A_FEATURE = 4
 Constrain = Callable[..., jax.Array]  # of an activation and the place of its batch axis, by default the first
 
@@ -79,16 +79,25 @@ def look_up(table: jax.Array, index: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return table[index].astype(dtype)
 
 
+def sum_rows(index: jax.Array, rows: jax.Array, size: int) -> jax.Array:
+    """Adds (T, D) rows to those of a table that (T,) `index` names: (size, D) float32."""
+    return jnp.zeros((size, rows.shape[-1])).at[index].add(rows.astype(jnp.float32))
+
+
+def sum_rows_by_product(index: jax.Array, rows: jax.Array, size: int) -> jax.Array:
+    """`sum_rows` as a product with one-hot rows: accelerators add a scatter's terms one by one."""
+    hot = (index[:, None] == jnp.arange(size)).astype(rows.dtype)
+    return jnp.matmul(hot.T, rows, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+
+
 def _look_up_gradient(dtype: jnp.dtype, kept, gradient: jax.Array) -> tuple[jax.Array, None]:
     index, size = kept
-    flat, width = index.reshape(-1), gradient.shape[-1]
-    rows = gradient.reshape(-1, width)
-    if size > _MOST_ROWS_A_FEATURE * width:
-        return jnp.zeros((size, width)).at[flat].add(rows.astype(jnp.float32)), None
-    # A product with one-hot rows: accelerators add a scatter's terms one by one. Each row's terms are exact.
-    hot = flat[:, None] == jnp.arange(size)
-    exact = jax.lax.Precision.HIGHEST
-    return jnp.matmul(hot.astype(dtype).T, rows, precision=exact, preferred_element_type=jnp.float32), None
+    rows = gradient.reshape(-1, gradient.shape[-1])
+    scatter = functools.partial(sum_rows, size=size)
+    if size > _MOST_ROWS_A_FEATURE * rows.shape[-1]:
+        return scatter(index.reshape(-1), rows), None
+    product = functools.partial(sum_rows_by_product, size=size)
+    return jax.lax.platform_dependent(index.reshape(-1), rows, cpu=scatter, default=product), None
 
 
 look_up.defvjp(lambda table, index, dtype: (look_up(table, index, dtype), (index, len(table))), _look_up_gradient)

@@ -88,7 +88,7 @@ def test_a_card_without_cudnn_or_memory_is_refused(monkeypatch):
     with pytest.raises(UserError, match="Card: JAX cannot use cuDNN"):
         versions.check_device(tiny=False)
     monkeypatch.setattr(versions, "_cudnn_takes", lambda shape: True)
-    with pytest.raises(UserError, match=r"Card: 22.0 GiB, the sizes here need 40"):
+    with pytest.raises(UserError, match=r"Card: 22.0 GiB, the sizes here need 48"):
         versions.check_device(tiny=False)
 
 
