@@ -72,7 +72,7 @@ def on_one_device():
         ("hybrid", 4, 4),
         pytest.param("hybrid", 8, 1, marks=pytest.mark.slow),  # with microbatches it is below
         ("hybrid", 8, 4),
-        ("looped", 8, 4),
+        pytest.param("looped", 8, 4, marks=pytest.mark.slow),
         pytest.param("generative", 8, 4, marks=pytest.mark.slow),
         ("contrastive", 8, 4),
     ],
@@ -102,7 +102,7 @@ def test_any_mesh_trains_to_the_same_losses(tiny_config, mesh_of, devices, fsdp)
         assert kernel.sharding.shard_shape(kernel.shape) == (16 // fsdp, 64)
 
 
-# Of the arms the hybrid has both branches; the loop over blocks is in the test of meshes too.
+# Of the arms the hybrid has both branches.
 @pytest.mark.parametrize("arm", [arm if arm == "hybrid" else pytest.param(arm, marks=pytest.mark.slow) for arm in ARMS])
 def test_accumulation_is_exact(tiny_config, mesh_of, arm):
     settings = ARMS[arm] | {"train__batch_size": 64} | ({"train__likelihood_fraction": 0.5} if arm == "hybrid" else {})
