@@ -18,11 +18,7 @@ def batches(images, seed: int, batch_size: int, start: int, stop: int, mesh: Mes
     """Returns an iterator over the global batches of steps `start` to `stop`, in the order of `pipeline`.
 
     Args:
-      images: (n, H, W, C) uint8, an array or `StoredImages`.
-      seed: of the order.
-      batch_size: global images per step.
-      start: the first step; a resumed run begins anywhere.
-      stop: the step before which to end.
+      images, seed, batch_size, start, stop: as of `pipeline.batches`.
       mesh: over whose batch axes the batches are cut.
       on_device: gather them from images that every device holds, as `fits_devices` advises.
 

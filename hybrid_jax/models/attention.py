@@ -23,6 +23,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from hybrid_jax.sharding import GPU_PLATFORMS
+
 # (B, N, H, E) query, key, value, and whether position i attends to positions <= i only -> (B, N, H, E).
 Attend = Callable[[jax.Array, jax.Array, jax.Array, bool], jax.Array]
 
@@ -31,7 +33,6 @@ KERNEL_LENGTH = 512
 # From here on blocks of queries are faster (benchmarks/README.md); smaller blocks than these are not.
 BLOCKS_LENGTH = 64
 _FEWEST_QUERIES = 32
-_GPUS = ("gpu", "cuda")
 # Rows and columns of scores that the TPU kernel holds at once; multiples of 128, the width of its registers.
 _BLOCKS = (512, 384, 256)
 
@@ -169,7 +170,7 @@ class Attention:
             return "causal_blocks"
         if platform == "tpu" and query.shape[1] >= KERNEL_LENGTH:
             return "splash"
-        if platform in _GPUS and cudnn_accepts(query):
+        if platform in GPU_PLATFORMS and cudnn_accepts(query):
             return "cudnn"
         return "plain"
 
