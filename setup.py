@@ -20,7 +20,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE", "hybrid_jax/data/embedded/LICENSE"],
     packages=find_packages(include=["hybrid_jax", "hybrid_jax.*"]),
-    package_data={"hybrid_jax": ["reference_curves/*.json"], "hybrid_jax.data.embedded": ["*.npz", "LICENSE"]},
+    package_data={"hybrid_jax.report": ["reference_curves/*.json"], "hybrid_jax.data.embedded": ["*.npz", "LICENSE"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",

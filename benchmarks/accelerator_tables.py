@@ -3,7 +3,7 @@
 from typing import Any
 
 from benchmarks import minimum
-from hybrid_jax.roofline import GIB
+from hybrid_jax.aot.hardware import GIB
 
 MIB = 2**20
 Answer = dict[str, Any]

@@ -10,7 +10,7 @@ GPUs are left out where JAX's CUDA compiler is not installed.
 
 `moved` of a collective is what one device sends in rings; its minimum is in benchmarks/minimum.py. `HBM moved` is what
 the program writes to memory, counted twice: once written, once read. `FLOPs` are those of the matrix products in the
-program over those that the result needs (hybrid_jax/flops.py); what kernels (splash, cuDNN) compute is not seen.
+program over those that the result needs (hybrid_jax/models/flops.py); what kernels (splash, cuDNN) compute is not seen.
 """
 
 import dataclasses
@@ -29,10 +29,11 @@ from absl import flags
 
 from benchmarks import accelerator_tables
 from benchmarks.overrides import apply
-from hybrid_jax import aot, gpu_targets
+from hybrid_jax.aot import compile as aot
+from hybrid_jax.aot import hardware
+from hybrid_jax.aot.hardware import parse_topology
 from hybrid_jax.errors import CompilerError, UserError
-from hybrid_jax.files import write_whole
-from hybrid_jax.topology import parse_topology
+from hybrid_jax.storage.files import write_whole
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Where results are kept.", required=True)
 QUICK = flags.DEFINE_boolean("quick", False, "Only the smallest config, on four devices.")
@@ -175,7 +176,7 @@ def _loss(case: Case) -> dict[str, Any]:
 
 def depends_on(case: Case) -> dict[str, str]:
     """Returns what an answer depends on beside the case: versions, and digests of the package and of the config."""
-    compilers = gpu_targets.versions() if parse_topology(case.topology).is_gpu else {}
+    compilers = hardware.versions() if parse_topology(case.topology).is_gpu else {}
     names = ("jax", "jaxlib", "flax", "optax") + (() if compilers else ("libtpu",))
     package = hashlib.sha256(b"".join(path.read_bytes() for path in sorted((ROOT / "hybrid_jax").rglob("*.py"))))
     found = {name: importlib.metadata.version(name) for name in names} | compilers

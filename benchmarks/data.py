@@ -26,7 +26,7 @@ from benchmarks import step
 from benchmarks.command_line import CONFIG
 from hybrid_jax import config as config_lib
 from hybrid_jax.data import augment, pipeline, sources, store
-from hybrid_jax.data.store_writer import Chunk
+from hybrid_jax.data.store import Chunk
 from hybrid_jax.models import tokens
 
 _BATCHES = 40  # a call of the pipeline

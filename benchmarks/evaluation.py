@@ -20,7 +20,9 @@ from unittest import mock
 
 import jax
 
-from hybrid_jax import checkpoint, evaluate, evaluators, report
+from hybrid_jax import evaluate, evaluators
+from hybrid_jax.report import run_report
+from hybrid_jax.storage import checkpoint
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _HEADS = ("part", "wall s", "processor s", "programs", "compilation s")
@@ -85,7 +87,7 @@ def costs(workdir: pathlib.Path, log: Callable[[str], None] = print) -> dict[str
         tempfile.TemporaryDirectory() as folder,
         mock.patch.dict(evaluators.EVALUATORS, functions),
         mock.patch.object(evaluate, "write_anomaly", watched("anomaly score", evaluate.write_anomaly)),
-        mock.patch.object(report, "write_report", watched("report", report.write_report)),
+        mock.patch.object(run_report, "write_report", watched("report", run_report.write_report)),
     ):
         copy = pathlib.Path(folder)
         shutil.copytree(checkpoint.directory(workdir), checkpoint.directory(copy))

@@ -25,9 +25,9 @@ from absl import flags
 
 from benchmarks import growth_fit, growth_plot
 from benchmarks.growth_points import AXES, BASE, Axis
-from hybrid_jax import command_line
 from hybrid_jax.errors import UserError
-from hybrid_jax.files import write_whole
+from hybrid_jax.storage.files import write_whole
+from hybrid_jax.utils import cli
 
 QUICK = flags.DEFINE_bool("quick", False, "Two sizes along each axis, one pass, and no whole runs.")
 OUTPUT = flags.DEFINE_string("output", "runs/growth", "Folder of growth.json and growth.png.")
@@ -157,4 +157,4 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command_line.answer(main, __doc__)
+    cli.answer(main, __doc__)

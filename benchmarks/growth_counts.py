@@ -9,8 +9,9 @@ import math
 
 import jax
 
-from hybrid_jax import flops, train_state
+from hybrid_jax import train_state
 from hybrid_jax.config import likelihood_batch
+from hybrid_jax.models import flops
 from hybrid_jax.models.heads import factor_sizes, hidden_units
 from hybrid_jax.models.tokens import TokenSpec
 

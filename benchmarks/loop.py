@@ -20,8 +20,9 @@ import numpy as np
 from absl import flags
 
 from benchmarks.command_line import CONFIG
-from hybrid_jax import checkpoint, metrics, sharding, train, train_state, train_step
 from hybrid_jax import config as config_lib
+from hybrid_jax import metrics, sharding, train, train_state, train_step
+from hybrid_jax.storage import checkpoint
 
 _ROUNDS, _STEPS = 3, 100
 _SAVE_EVERY = 500  # steps, of which a save may hold up 1 %

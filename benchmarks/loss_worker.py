@@ -1,6 +1,6 @@
 """Compiles the contrastive loss and its gradient alone: `python -m benchmarks.loss_worker TOPOLOGY BATCH DIM BLOCK`.
 
-A process of its own, in the environment of `hybrid_jax.aot.worker_environment`; prints JSON as `compile.json` has it.
+A process of its own, in the environment of `aot.compile.worker_environment`; prints JSON as `compile.json` has it.
 BLOCK 0 leaves the choice to the loss.
 """
 
@@ -11,13 +11,14 @@ import time
 import jax
 import jax.numpy as jnp
 
-from hybrid_jax import aot_worker, losses, products, sharding, topology, traffic
+from hybrid_jax import losses, sharding
+from hybrid_jax.aot import hardware, hlo, worker
 from hybrid_jax.config import default_config
 
 
-def compile_loss(target: topology.Topology, batch: int, dim: int, block: int | None) -> dict[str, object]:
+def compile_loss(target: hardware.Topology, batch: int, dim: int, block: int | None) -> dict[str, object]:
     """Compiles NT-Xent of 2 x batch embeddings of dim numbers, forward and backward, for a topology."""
-    devices = aot_worker.topology_devices(target.generation, list(target.shape), target.slices)
+    devices = worker.topology_devices(target.generation, list(target.shape), target.slices)
     config = default_config()
     config.train.batch_size = batch
     mesh = sharding.make_mesh(config, devices)
@@ -29,23 +30,23 @@ def compile_loss(target: topology.Topology, batch: int, dim: int, block: int | N
     pair = jax.ShapeDtypeStruct((batch, 2, dim), jnp.float32, sharding=where)
     start = time.perf_counter()
     answer: dict[str, object] = {"devices": len(devices), "mesh": dict(mesh.shape), "parameters": 0}
-    # Three products of all views with all, as the loss has in hybrid_jax/flops.py.
+    # Three products of all views with all, as the loss has in hybrid_jax/models/flops.py.
     answer["flops"] = 3.0 * 2 * (2 * batch) ** 2 * dim
     try:
         compiled = jax.jit(jax.value_and_grad(loss), out_shardings=(sharding.replicated(mesh), where)).lower(pair)
         compiled = compiled.compile()
     except jax.errors.JaxRuntimeError as error:
-        sizes = aot_worker.out_of_memory(str(error))
+        sizes = worker.out_of_memory(str(error))
         if sizes is None:
             raise
         answer |= dict(zip(("peak_bytes_per_device", "available_bytes_per_device"), sizes, strict=True))
         return answer | {"collectives": None, "compile_seconds": time.perf_counter() - start}
     answer["compile_seconds"] = time.perf_counter() - start
     text = compiled.as_text()
-    answer |= aot_worker.memory(compiled.memory_analysis()) | traffic.count(text)
-    return answer | {"compiled_flops_per_device": products.flops(text)}
+    answer |= worker.memory(compiled.memory_analysis()) | hlo.count(text)
+    return answer | {"compiled_flops_per_device": hlo.flops(text)}
 
 
 if __name__ == "__main__":
     batch, dim, block = map(int, sys.argv[2:])
-    print(json.dumps(compile_loss(topology.parse_topology(sys.argv[1]), batch, dim, block or None)))
+    print(json.dumps(compile_loss(hardware.parse_topology(sys.argv[1]), batch, dim, block or None)))

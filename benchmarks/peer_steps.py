@@ -89,16 +89,16 @@ def _generative() -> dict[str, Factory]:
 
 def ours(config) -> Call:
     """Returns a call of hybrid_jax's jitted train step, augmentation included."""
-    from hybrid_jax import host_memory
-    from hybrid_jax.caches import keep_compiled_programs
+    from hybrid_jax.utils import runtime
+    from hybrid_jax.utils.runtime import keep_compiled_programs
 
     keep_compiled_programs()
-    host_memory.reuse()
+    runtime.reuse()
     import jax
 
     from benchmarks import step
     from hybrid_jax import config as config_lib
-    from hybrid_jax import flops
+    from hybrid_jax.models import flops
 
     config_lib.validate(config)
     run = step.whole_step(config).call

@@ -18,8 +18,8 @@ import sys
 from benchmarks import contest as contest_lib
 from benchmarks import peer_steps
 from benchmarks.contest import Contest, Result
-from hybrid_jax.command_line import Parser, exit_code
 from hybrid_jax.errors import UserError
+from hybrid_jax.utils.cli import Parser, exit_code
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "pytorch-metric-learning", "kornia")
 # By the name of its module, where that differs from the package's.

@@ -3,7 +3,7 @@
 python -m benchmarks.screen --config=configs/fashion_mnist.py --tries=tries.txt --workdir=runs/screen
 
 Each line of the file is a name and its overrides: `width128 model.width=128 model.num_heads=4`. Every try
-gets as many steps as `--teraflop` (counted by hybrid_jax/flops.py) pays for, so that the machine's other work does not
+gets as many steps as `--teraflop` (`models.flops`) pays for, so that the machine's other work does not
 decide. Results go to `results.jsonl` in the workdir; tries that are there already are not run again.
 The test split is never read.
 """
@@ -47,7 +47,8 @@ def main(argv: list[str]) -> None:
 
 def run(config, name: str, overrides: list[str]) -> dict:
     """Trains one try and returns its measurements."""
-    from hybrid_jax import flops, train_and_evaluate
+    from hybrid_jax import train_and_evaluate
+    from hybrid_jax.models import flops
 
     apply(config, overrides)
     with config.unlocked():
@@ -78,8 +79,9 @@ def gradients(workdir: pathlib.Path) -> dict:
 
 def judge(workdir: pathlib.Path) -> dict:
     """Returns what the evaluators say of the validation split; probes learn from the first labelled images."""
-    from hybrid_jax import evaluators, loading
+    from hybrid_jax import evaluators
     from hybrid_jax.data import sources
+    from hybrid_jax.inference import load as loading
 
     model = loading.load(workdir, None)
     model.config.eval.evaluators = tuple(EVALUATORS.value)

@@ -4,7 +4,7 @@ python -m benchmarks.step --config=configs/fashion_mnist.py [--config.section.fi
 
 Each part is compiled and timed by itself, forward and backward, on arrays of the step's own shapes, then the
 whole step and, of a hybrid, the steps of its two specialists at equal settings. `of peak` is achieved FLOP/s
-(hybrid_jax/flops.py) over those of a 2048^3 float32 matrix product timed in the same rounds; all parts take turns, so
+(`models.flops`) over those of a 2048^3 float32 matrix product timed in the same rounds; all parts take turns, so
 that a slow minute of the machine hits all of them.
 
 `bound by` compares two shortest times: operations at that product's speed, and the bytes the compiled program reads
@@ -27,8 +27,9 @@ from absl import flags
 
 from benchmarks.command_line import CONFIG
 from hybrid_jax import config as config_lib
-from hybrid_jax import flops, host_memory, losses, optim, sharding, train_state, train_step
-from hybrid_jax.models import attention, hybrid, tokens
+from hybrid_jax import losses, optim, sharding, train_state, train_step
+from hybrid_jax.models import attention, flops, hybrid, tokens
+from hybrid_jax.utils import runtime
 
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Times each part is measured; the median is told.", lower_bound=1)
 PEAK_SIDE = 2048
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> None:
     flags.FLAGS(argv)
     config = CONFIG.value
     config_lib.validate(config)
-    host_memory.reuse()
+    runtime.reuse()
     found = {PEAK: _matrix_product(), STREAM: _stream(), **parts(config), WHOLE_STEP: whole_step(config)}
     found |= {name: whole_step(specialist) for name, specialist in specialists(config).items()}
     seconds = measure({name: part.call for name, part in found.items()}, ROUNDS.value)

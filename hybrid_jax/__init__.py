@@ -9,7 +9,7 @@ import importlib
 __version__ = "0.1.0"
 __all__ = ["load", "losses", "train_and_evaluate"]
 
-_HOMES = {"load": "loading", "train_and_evaluate": "train", "losses": None}
+_HOMES = {"load": "inference.load", "train_and_evaluate": "train", "losses": None}
 
 
 def __getattr__(name: str):

@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_jax import inference
-from hybrid_jax.caches import processor
-from hybrid_jax.generation import Generator
+from hybrid_jax.inference import model as model_lib
+from hybrid_jax.inference.generation import Generator
 from hybrid_jax.models import hybrid
 from hybrid_jax.models import tokens as tokens_lib
 from hybrid_jax.models.hybrid import HybridModel
 from hybrid_jax.models.sampler import Sequential, sequential
+from hybrid_jax.utils.runtime import processor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Steps:
       digest: 16 bytes that tell parameters, colours and shape from any others.
     """
 
-    def __init__(self, model: inference.Model):
+    def __init__(self, model: model_lib.Model):
         """Takes a model with a likelihood."""
         self._module = hybrid.build_model(model.config)
         self._params, self._palette = jax.device_put((model.params, model.palette), jax.local_devices()[0])
@@ -161,7 +161,7 @@ def _environment(lowered: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _digest(model: inference.Model) -> bytes:
+def _digest(model: model_lib.Model) -> bytes:
     digest = hashlib.blake2b(
         repr((model.spec, json.dumps(model.config.model.to_dict(), sort_keys=True))).encode(), digest_size=16
     )

@@ -25,7 +25,7 @@ import tqdm
 
 from hybrid_jax.coding_steps import Steps
 from hybrid_jax.errors import UserError
-from hybrid_jax.inference import NO_LIKELIHOOD, Model
+from hybrid_jax.inference.model import NO_LIKELIHOOD, Model
 
 _MAGIC, _FORMAT = b"hybridjx", 1
 # Magic, format, n, H, W, C, B, CRC-32 of the pixels, digest of the model, bytes of the environment's JSON.

@@ -12,16 +12,18 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from hybrid_jax import compression, inference, loading
-from hybrid_jax.caches import keep_compiled_programs
-from hybrid_jax.command_line import Parser, exit_code, say
+from hybrid_jax import compression
 from hybrid_jax.compression_sizes import compare, lossy, table
 from hybrid_jax.data.folder import find_images
 from hybrid_jax.data.inputs import open_inputs
 from hybrid_jax.errors import UserError, explained_memory
+from hybrid_jax.inference import load as loading
+from hybrid_jax.inference import model as model_lib
+from hybrid_jax.utils.cli import Parser, exit_code, say
+from hybrid_jax.utils.runtime import keep_compiled_programs
 
 
-def read_images(model: inference.Model, source: str) -> np.ndarray:
+def read_images(model: model_lib.Model, source: str) -> np.ndarray:
     """Reads an .npy file, an image or a folder of images, none of which is resized or converted.
 
     Returns:
@@ -42,7 +44,7 @@ def read_images(model: inference.Model, source: str) -> np.ndarray:
     return _read_image(model, path)[None]
 
 
-def _read_image(model: inference.Model, path: pathlib.Path) -> np.ndarray:
+def _read_image(model: model_lib.Model, path: pathlib.Path) -> np.ndarray:
     height, width, channels = model.spec.image_shape
     wanted = ((width, height), "L" if channels == 1 else "RGB")
     try:

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 from PIL import Image
 
-from hybrid_jax import coding_steps, compression, inference
+from hybrid_jax import coding_steps, compression
 from hybrid_jax.errors import UserError
+from hybrid_jax.inference import model as model_lib
 
 _FORMATS: dict[str, dict[str, Any]] = {
     "PNG": {"format": "png", "optimize": True},
@@ -34,7 +35,7 @@ class Row(NamedTuple):
     bits_per_dim: float
 
 
-def compare(model: inference.Model, images: np.ndarray, batch_size: int | None = None) -> tuple[list[Row], str]:
+def compare(model: model_lib.Model, images: np.ndarray, batch_size: int | None = None) -> tuple[list[Row], str]:
     """Compresses images, restores them, and gives the size beside the model's own prediction, PNG and WebP.
 
     Args:
@@ -96,7 +97,7 @@ def _size(image: np.ndarray, name: str) -> int:
     return file.tell()
 
 
-def lossy(model: inference.Model) -> str:
+def lossy(model: model_lib.Model) -> str:
     """Says whether what is restored is what was compressed."""
     if compression.exact(model):
         return "lossless"

@@ -9,15 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_jax import ahead, anomaly, distributed, evaluators, loading, report, sharding, stopping
 from hybrid_jax import config as config_lib
+from hybrid_jax import evaluators, sharding
+from hybrid_jax.anomaly import fit as anomaly_fit
 from hybrid_jax.data import augment, sources
 from hybrid_jax.errors import UserError, explained_memory
+from hybrid_jax.evaluators import ahead
 from hybrid_jax.evaluators.feature_cache import FeatureCache
 from hybrid_jax.evaluators.features import FeatureStore
-from hybrid_jax.files import still_writable, writable, write_whole
+from hybrid_jax.inference import load as loading
 from hybrid_jax.metrics import headline, results_path
-from hybrid_jax.report_views import SampleViews
+from hybrid_jax.multihost import coordination, preemption
+from hybrid_jax.report import run_report
+from hybrid_jax.report.views import SampleViews
+from hybrid_jax.storage.files import still_writable, writable, write_whole
 
 _MOST_FLOORS = 4
 
@@ -51,7 +56,7 @@ def evaluate_and_report(
         for row in results:
             if not row.get("detail"):
                 log(summary_line(row))
-        log(f"report: {report.write_report(workdir, model, data, results, views(), features)}")
+        log(f"report: {run_report.write_report(workdir, model, data, results, views(), features)}")
     # Last, because this file says that the evaluation is complete.
     write_whole(results_path(workdir, model.step), json.dumps(results, indent=2) + "\n")
     return headline(results)
@@ -59,9 +64,9 @@ def evaluate_and_report(
 
 def write_anomaly(features: FeatureStore, config, workdir: pathlib.Path, log: Callable[[str], None]) -> None:
     """Fits `anomaly_score` and writes what was fitted, unless `eval.anomaly` asks for none."""
-    score = anomaly.fitted(features, config, log)
+    score = anomaly_fit.fitted(features, config, log)
     if score is not None:
-        anomaly.save(workdir, features.model, score)
+        anomaly_fit.save(workdir, features.model, score)
 
 
 def evaluate_workdir(workdir: str | os.PathLike, step: str | None, eval_section, log: Callable[[str], None] = print):
@@ -76,13 +81,13 @@ def evaluate_workdir(workdir: str | os.PathLike, step: str | None, eval_section,
     Returns:
       Headline values by metric name.
     """
-    log = distributed.only_first(log)
+    log = coordination.only_first(log)
     # Before hours of work whose results could not be kept.
-    with distributed.together(UserError), writable(workdir):
+    with coordination.together(UserError), writable(workdir):
         pass
-    mesh = sharding.all_devices() if distributed.several() else None
+    mesh = sharding.all_devices() if coordination.several() else None
     with (
-        stopping.StopRequests(mesh) as stops,
+        preemption.StopRequests(mesh) as stops,
         stops.may_leave("stopped; the same command evaluates again") as leave_if_asked,
     ):
         return _evaluate_workdir(workdir, step, eval_section, log, mesh, leave_if_asked)
@@ -95,10 +100,10 @@ def _evaluate_workdir(workdir, step, eval_section, log, mesh, leave_if_asked) ->
         with config.unlocked():
             config.eval = eval_section
         config_lib.validate(config)
-    with distributed.together(UserError), distributed.first_goes_first():
+    with coordination.together(UserError), coordination.first_goes_first():
         data = sources.load(config)
     data.check(model.fingerprint, config.data.path)
-    with distributed.together(UserError), distributed.first_goes_first():
+    with coordination.together(UserError), coordination.first_goes_first():
         evaluators.check(data.for_evaluation(config.eval.max_images), config)
     advice = f"lower config.eval.batch_size={config.eval.batch_size}"
     with explained_memory(advice), still_writable(workdir):

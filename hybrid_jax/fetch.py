@@ -9,9 +9,9 @@ import pathlib
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-from hybrid_jax import command_line
 from hybrid_jax.errors import UserError
-from hybrid_jax.files import replacing
+from hybrid_jax.storage.files import replacing
+from hybrid_jax.utils import cli
 
 _AT_ONCE = 16
 
@@ -81,7 +81,7 @@ def main() -> None:
         copied, here = fetch(*sys.argv[1:])
         print(f"{copied} files copied to {sys.argv[2]}, {here} were there already")
 
-    sys.exit(command_line.exit_code(task))
+    sys.exit(cli.exit_code(task))
 
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@ import signal
 
 from absl import flags
 
-from hybrid_jax import command_line, host_memory
 from hybrid_jax import config as config_lib
-from hybrid_jax import mode_flags as given
-from hybrid_jax.command_line import say
+from hybrid_jax import flags as given
 from hybrid_jax.errors import UserError
+from hybrid_jax.utils import cli, runtime
+from hybrid_jax.utils.cli import say
 
 flags.adopt_module_key_flags(given)
 
@@ -29,33 +29,33 @@ def run() -> None:
         if given.CONFIG.value is None:
             raise UserError("--config is missing: a file of configs/, for example --config=configs/quickstart.py")
         config_lib.validate(given.CONFIG.value)
-    host_memory.reuse()
+    runtime.reuse()
     if mode not in ("train", "eval"):
         # As Ctrl-C: what is half written is removed, and the compiler's process ends too.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         alone = {"data": _data, "embed": _embed, "sample": _sample, "compare": _compare, "compile": _compile}
         alone[mode](given.WORKDIR.value)
         return
-    from hybrid_jax import processes
+    from hybrid_jax.multihost import processes
 
     with processes.joined(*given.group()):
         {"train": _train, "eval": _evaluate}[mode](given.WORKDIR.value)
 
 
 def _data(workdir: str) -> None:
-    from hybrid_jax.data_summary import summarise
+    from hybrid_jax.report.dataset import summarise
 
     summarise(given.CONFIG.value, workdir, say)
 
 
 def _compile(workdir: str) -> None:
-    from hybrid_jax.aot import compile_for
+    from hybrid_jax.aot.compile import compile_for
 
     compile_for(given.TOPOLOGY.value, given.CONFIG.value, workdir, say)
 
 
 def _compare(workdir: str) -> None:
-    from hybrid_jax.compare import compare
+    from hybrid_jax.comparison.run import compare
 
     compare(given.CONFIG.value, workdir, given.SEEDS.value, given.ARMS.value, say)
 
@@ -75,14 +75,14 @@ def _evaluate(workdir: str) -> None:
 def _embed(workdir: str) -> None:
     if not given.INPUT.value:
         raise UserError("--input is missing: a folder of images, an image, or an .npy file")
-    from hybrid_jax.embed import embed_workdir
+    from hybrid_jax.inference.embed import embed_workdir
 
     choices = (given.STEP.value, given.LAYER.value, given.ON_ERROR.value, given.batch_size())
     embed_workdir(workdir, given.INPUT.value, given.OUTPUT.value, *choices, say)
 
 
 def _sample(workdir: str) -> None:
-    from hybrid_jax.sample import sample_workdir, use_all_cores
+    from hybrid_jax.inference.sample import sample_workdir, use_all_cores
 
     use_all_cores()
     asked = (given.STEP.value, given.NUM.value, given.INPUT.value, given.OUTPUT.value)
@@ -92,7 +92,7 @@ def _sample(workdir: str) -> None:
 
 def main() -> None:
     """Entry point of `hybrid-jax` and `python -m hybrid_jax.main`."""
-    command_line.answer(run, __doc__)
+    cli.answer(run, __doc__)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def make_mesh(config, devices: Sequence[Any] | None = None) -> Mesh:
 
     Args:
       config: a resolved config.
-      devices: all of them by default; those of a topology that is not here (`hybrid_jax.aot`) will do.
+      devices: all of them by default; those of a topology that is not here (`hybrid_jax.aot.compile`) will do.
 
     Raises:
       UserError: the two axes do not multiply to the number of devices, or do not divide the batch.

@@ -10,30 +10,21 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 
-from hybrid_jax import (
-    anomaly,
-    checkpoint,
-    distributed,
-    evaluators,
-    fork,
-    inference,
-    lock,
-    retention,
-    sharding,
-    stopping,
-    train_state,
-    train_step,
-    writers,
-)
 from hybrid_jax import config as config_lib
+from hybrid_jax import evaluators, initialize, metric_writers, sharding, train_state, train_step
 from hybrid_jax import metrics as metrics_lib
+from hybrid_jax.anomaly import fit as anomaly_fit
 from hybrid_jax.data import feed, pipeline, sources
 from hybrid_jax.errors import NonFiniteError, Preempted, UserError, explained_memory, reject
 from hybrid_jax.evaluate import evaluate_and_report, write_anomaly
 from hybrid_jax.evaluators.features import FeatureStore
-from hybrid_jax.files import still_writable, writable, write_whole
+from hybrid_jax.inference import model as model_lib
 from hybrid_jax.metrics import read_headline, results_path
 from hybrid_jax.models import tokens
+from hybrid_jax.multihost import coordination, preemption
+from hybrid_jax.storage import best as best_checkpoint
+from hybrid_jax.storage import checkpoint, lock
+from hybrid_jax.storage.files import still_writable, writable, write_whole
 
 Log = Callable[[str], None]
 
@@ -60,35 +51,35 @@ def train_and_evaluate(
       NonFiniteError: a loss became infinite or NaN.
     """
     config_lib.validate(config)
-    retention.check(config)
-    workdir, log = pathlib.Path(workdir), distributed.only_first(log)
+    best_checkpoint.check(config)
+    workdir, log = pathlib.Path(workdir), coordination.only_first(log)
     mesh = sharding.make_mesh(config)
     advice = (
         f"lower config.train.batch_size={config.train.batch_size} or config.model.width={config.model.width}, raise "
         f"config.train.microbatches={config.train.microbatches}, or set config.model.remat=True"
     )
     with contextlib.ExitStack() as stack:
-        with distributed.together(UserError), distributed.first_goes_first():
+        with coordination.together(UserError), coordination.first_goes_first():
             data = sources.load(config)
             pipeline.steps_per_epoch(len(data.train.images), config.train.batch_size)
             seen = data.for_evaluation(config.eval.max_images)
             evaluators.check(seen, config)
-            retention.check_data(config, seen)
-            writers.check(config)
+            best_checkpoint.check_data(config, seen)
+            metric_writers.check(config)
             _create(workdir)
             still_ours = stack.enter_context(lock.held(workdir, log))
-        distributed.check_same(
+        coordination.check_same(
             config=config_lib.to_json(config), fingerprint=data.fingerprint, fork_from=str(fork_from)
         )
         stack.enter_context(explained_memory(advice))
-        stops = stack.enter_context(stopping.StopRequests(mesh))
+        stops = stack.enter_context(preemption.StopRequests(mesh))
         checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(workdir, config, still_ours)))
         state, start = _restore_or_init(config, workdir, checkpoints, data, mesh, fork_from, log)
         with writable(workdir):
             write_whole(workdir / "config.json", config_lib.to_json(config))
         _log_setup(config, data, mesh, state, start, log)
         stack.enter_context(still_writable(workdir))
-        opened = writers.MetricsWriter(workdir, start, config, lambda: data.train.images[:8])
+        opened = metric_writers.MetricsWriter(workdir, start, config, lambda: data.train.images[:8])
         writer = stack.enter_context(contextlib.closing(opened))
         return _run(config, workdir, data, mesh, state, start, checkpoints, writer, stops, log)
 
@@ -96,7 +87,7 @@ def train_and_evaluate(
 def _run(config, workdir, data, mesh, state, start, checkpoints, writer, stops, log) -> dict[str, float]:
     """The loop: evaluate what was saved, take a batch, step, log, save."""
     step_fn, compare = train_step.make_train_step(config, mesh), _gradient_comparison(config, mesh, log)
-    model = inference.Model(config, None, None, start, mesh)
+    model = model_lib.Model(config, None, None, start, mesh)
     total, batch, pending, last = config.train.total_steps, config.train.batch_size, {}, {}
     clock = metrics_lib.Clock(batch, total, start)
     on_device = feed.fits_devices(data.train.images, mesh, config.data.device_gib)
@@ -116,9 +107,9 @@ def _run(config, workdir, data, mesh, state, start, checkpoints, writer, stops, 
     for step in range(start, total):
         # Here, not after the save, so that a run stopped in between evaluates when it resumes.
         due = config.eval.every_steps > 0 and step > 0 and step % config.eval.every_steps == 0
-        if due and not distributed.from_first(results_path(workdir, step).exists()):
+        if due and not coordination.from_first(results_path(workdir, step).exists()):
             evaluate(state)
-        elif due and step > start and distributed.is_first():
+        elif due and step > start and coordination.is_first():
             writer.scalars(step, read_headline(workdir, step))
         images = next(batches)
         done = step + 1
@@ -146,11 +137,11 @@ def _run(config, workdir, data, mesh, state, start, checkpoints, writer, stops, 
         if leaves:
             raise Preempted(f"stopped at step {done}, which is saved; the same command continues")
     checkpoints.wait()
-    if start == total and distributed.from_first(results_path(workdir, total).exists()):
+    if start == total and coordination.from_first(results_path(workdir, total).exists()):
         log(f"already trained and evaluated; --mode=eval evaluates again; report: {workdir / 'report.html'}")
         return _last_metrics(workdir) | read_headline(workdir, total)
     if config.eval.every_steps < 0 and not (
-        start == total and distributed.from_first(anomaly.path_of(workdir, total).exists())
+        start == total and coordination.from_first(anomaly_fit.path_of(workdir, total).exists())
     ):
         with explained_memory(f"lower config.eval.batch_size={config.eval.batch_size}"):
             seen = data.for_evaluation(config.eval.max_images)
@@ -184,14 +175,14 @@ def _restore_or_init(config, workdir, checkpoints: checkpoint.Checkpoints, data,
         state, meta = restored
         log(f"resuming from checkpoint {meta['step']}")
         if fork_from:
-            log(fork.ignored(workdir, fork_from))
+            log(initialize.ignored(workdir, fork_from))
         return state, meta["step"]
     if rows := metrics_lib.read(workdir):
         log(f"no checkpoint, though metrics.jsonl goes to step {rows[-1]['step']}: starting again from step 0")
     palette = lambda: _fit_palette(config, data, log)
     if fork_from:
-        return fork.forked_state(config, workdir, fork_from, mesh, palette, log), 0
-    fork.forget(workdir, log)
+        return initialize.forked_state(config, workdir, fork_from, mesh, palette, log), 0
+    initialize.forget(workdir, log)
     return train_state.init_state(config, mesh, palette()), 0
 
 
@@ -206,7 +197,7 @@ def _fit_palette(config, data, log: Log) -> tokens.Palette | None:
     except ValueError as error:
         raise reject("model.palette_size", spec.vocab_size, f"the data have {error}") from error
     # Another kind of processor may round k-means otherwise.
-    colours = np.array(distributed.from_first(colours.tolist()), np.float32)
+    colours = np.array(coordination.from_first(colours.tolist()), np.float32)
     palette = tokens.Palette.from_colours(colours)
     psnr = tokens.palette_psnr(data.train.images[:1000], spec, palette)
     log(f"palette: {spec.vocab_size} colours, PSNR {psnr:.2f} dB on the first 1,000 training images")
@@ -228,7 +219,7 @@ def _compile_beside(compare, config, mesh) -> None:
 
     Not in a run of several processes: their compilers wait for one another, in one order.
     """
-    if compare is None or distributed.several():
+    if compare is None or coordination.several():
         return
     arguments = train_step.abstract_arguments(config, mesh)
     # What fails here fails again, and is told, where it is called.

@@ -16,13 +16,16 @@ import PIL.Image
 import pytest
 
 import hybrid_jax
-from hybrid_jax import checkpoint, command_line, evaluate, loading, train_state, trust
 from hybrid_jax import config as config_lib
-from hybrid_jax.checksums import sealed
+from hybrid_jax import evaluate, train_state
 from hybrid_jax.data import sources
 from hybrid_jax.data.inputs import open_inputs
 from hybrid_jax.errors import UserError
-from hybrid_jax.text import printable
+from hybrid_jax.inference import load as loading
+from hybrid_jax.storage import checkpoint, integrity
+from hybrid_jax.storage.integrity import sealed
+from hybrid_jax.utils import cli
+from hybrid_jax.utils.cli import printable
 
 PACKAGE = pathlib.Path(hybrid_jax.__file__).parent
 NAMES = (b"a\nb", b"\"quote' `touch pwned`", b"<script>alert(1)<script>", b"-rf", b"%2e%2e..\\up..",
@@ -81,11 +84,11 @@ def test_hostile_names_of_files_and_classes_are_escaped_wherever_they_are_told(
         embed=lambda images: images.reshape(len(images), -1).astype(np.float32),
     )  # fmt: skip
     monkeypatch.setattr(evaluate, "sample_views", lambda config, data: None)
-    evaluate.evaluate_and_report(model, data, config, tmp_path, command_line.say)
+    evaluate.evaluate_and_report(model, data, config, tmp_path, cli.say)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "&lt;script&gt;alert" in page and "<script" not in page and "\x1b" not in page and "\u202e" not in page
     # In a row of bytes: also a terminal that accepts nothing but ASCII can be written to.
-    command_line.say("\n".join(["two lines", os.fsdecode(NAMES[5]), os.fsdecode(NAMES[8])]))
+    cli.say("\n".join(["two lines", os.fsdecode(NAMES[5]), os.fsdecode(NAMES[8])]))
     assert capsys.readouterr().out.endswith("two lines\n\\udcff\\udcfe not UTF-8\n\\x1b[31mred\n")
     inputs = open_inputs(hostile_folder)
     [chunk] = inputs.chunks((8, 8), 1, 1000, "stop")
@@ -97,9 +100,9 @@ def test_an_unreadable_file_with_a_hostile_name_is_one_line(tmp_path, monkeypatc
     path = os.path.join(os.fsencode(tmp_path), b"a\nerror: \x1b[2J\xff.png")
     with open(path, "wb") as file:
         file.write(b"no image")
-    monkeypatch.setattr(command_line, "parse", lambda *args: None)
+    monkeypatch.setattr(cli, "parse", lambda *args: None)
     with pytest.raises(SystemExit) as ended:
-        command_line.answer(lambda: next(open_inputs(tmp_path).chunks((8, 8), 1, 10, "stop")), "")
+        cli.answer(lambda: next(open_inputs(tmp_path).chunks((8, 8), 1, 10, "stop")), "")
     told = capsys.readouterr().err
     assert ended.value.code == 2 and told.count("\n") == 1 and "\\x1b" in told and "\x1b" not in told
 
@@ -232,4 +235,4 @@ def test_every_field_refuses_a_value_of_another_type():
             node = node[section]
         node[leaf] = {"x": object}
         with pytest.raises(UserError, match=r"config\."):
-            trust.config_of(config, 10**9)
+            integrity.config_of(config, 10**9)

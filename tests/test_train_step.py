@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import sklearn.datasets
 
-from hybrid_jax import sharding, traffic, train_state, train_step
+from hybrid_jax import sharding, train_state, train_step
+from hybrid_jax.aot import hlo
 from hybrid_jax.models import hybrid
 
 DIGITS = (sklearn.datasets.load_digits().images * 255 / 16).round().astype(np.uint8)[..., None]
@@ -265,5 +266,5 @@ def test_images_for_the_likelihood_are_chosen_where_they_lie(mesh_of, size, coun
     numbers = np.arange(3 * size, dtype=np.uint8).reshape(size, 3)
     found = np.asarray(choose(sharding.place(numbers, where)))
     np.testing.assert_array_equal(found, numbers[np.arange(count) * size // count])
-    kinds = traffic.count(choose.as_text())["collectives"]
+    kinds = hlo.count(choose.as_text())["collectives"]
     assert not any(kind["count"] for kind in kinds.values())

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from hybrid_jax.data import tfds_sets
+from hybrid_jax.data.tfds import reader
 
 SIZES = {"train": 14, "test": 6}
 CLASS_NAMES = ("even", "odd")
@@ -71,7 +71,7 @@ def prepare_pictures(root, pictures, shape, dtype=np.uint8):
                 yield i, {"image": io.BytesIO(picture)}
 
     Pictures(data_dir=root, file_format="array_record").download_and_prepare()
-    return tfds_sets.open_named("pictures", str(root), ())
+    return reader.open_named("pictures", str(root), ())
 
 
 def encoded(image, suffix="png"):

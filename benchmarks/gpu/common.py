@@ -17,9 +17,9 @@ import numpy as np
 from benchmarks.gpu.record import ROOT, Record, one_line
 from hybrid_jax import config as config_lib
 from hybrid_jax import sharding, train_state, train_step
-from hybrid_jax.aot_worker import attention_form, memory
+from hybrid_jax.aot.hardware import GIB
+from hybrid_jax.aot.worker import attention_form, memory
 from hybrid_jax.models import tokens
-from hybrid_jax.roofline import GIB
 
 _GROUPS, _AT_MOST = 5, 500  # groups of calls that are timed; calls of a group
 # The compiler has threads of its own beside these.

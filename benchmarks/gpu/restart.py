@@ -19,7 +19,8 @@ from benchmarks.gpu import commands
 from benchmarks.gpu.common import Compiled, compile_step
 from benchmarks.gpu.correctness import small_config
 from benchmarks.gpu.record import Entry, Record, stage_flags, work_folder
-from hybrid_jax import checkpoint, sharding, train_state
+from hybrid_jax import sharding, train_state
+from hybrid_jax.storage import checkpoint
 
 _SAVED_AT, _STEPS = 3, 6
 _CHANGES = {"colour": {"model.dtype": "bfloat16"}, "grey": {}}

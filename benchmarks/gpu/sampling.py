@@ -9,7 +9,7 @@ from benchmarks.gpu.cases import config_of
 from benchmarks.gpu.common import compiled, palette_of, timed
 from benchmarks.gpu.record import Entry, Record, stage_flags
 from hybrid_jax import sharding, train_state
-from hybrid_jax.inference import Model
+from hybrid_jax.inference.model import Model
 
 _SIZES = {"cifar10/hybrid": (256, 64), "fashion_mnist/hybrid": (256,)}
 _TINY = {"fashion_mnist/hybrid": (2,)}

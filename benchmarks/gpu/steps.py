@@ -14,7 +14,7 @@ import jax
 from benchmarks.gpu import cases
 from benchmarks.gpu.common import Compiled, Stepper, compile_step, compiled, timed
 from benchmarks.gpu.record import Entry, Record, stage_flags
-from hybrid_jax import flops
+from hybrid_jax.models import flops
 
 _WARM_UP, _ALONE = 5, 7  # steps
 
@@ -35,7 +35,7 @@ def measure(made: Compiled, seconds: float) -> Entry:
 
     Returns:
       `ms` and `range_ms` of steps in a row, `waited_ms` of one that is waited for, `batch`, `images_per_s`, `gflop`
-      that the result needs (hybrid_jax/flops.py), `dtype` of its products, `loss`, and `Compiled.facts`.
+      that the result needs (hybrid_jax/models/flops.py), `dtype` of its products, `loss`, and `Compiled.facts`.
     """
     step = Stepper(made)
     for _ in range(_WARM_UP):

@@ -11,8 +11,8 @@ import re
 import ml_collections
 
 from hybrid_jax import config as config_lib
-from hybrid_jax import flops
 from hybrid_jax.errors import UserError, reject
+from hybrid_jax.models import flops
 
 GENERATIVE, CONTRASTIVE, HYBRID = "generative", "contrastive", "hybrid"
 AT_FLOPS = "@flops"

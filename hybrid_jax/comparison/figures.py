@@ -4,7 +4,7 @@ import statistics
 
 from hybrid_jax.comparison.claims import LIKELIHOODS
 from hybrid_jax.comparison.table import COLUMNS, values
-from hybrid_jax.report_figures import COLOURS, GREY, figure_uri, new_figure, styled
+from hybrid_jax.report.curves import COLOURS, GREY, figure_uri, new_figure, styled
 
 DARK = "#3c4753"
 _FARTHEST = 3  # spreads of the runs: a floor beyond would squeeze them into a dot

@@ -17,12 +17,12 @@ from collections.abc import Callable
 import numpy as np
 import scipy.stats
 
-from hybrid_jax.anomaly_parts import Gaussian
-from hybrid_jax.detection import auroc
+from hybrid_jax.anomaly.detection import auroc
+from hybrid_jax.anomaly.joint_score import Gaussian
 from hybrid_jax.errors import UserError
-from hybrid_jax.evaluators import corruptions, likelihood, linear_probe, ood, ood_pairs, ood_scores, probe
+from hybrid_jax.evaluators import corruptions, likelihood, linear_probe, ood, ood_pairs, ood_scores
 from hybrid_jax.evaluators.features import FeatureStore, raw_pixels
-from hybrid_jax.inference import Model
+from hybrid_jax.inference.model import Model
 from hybrid_jax.models.tokens import TokenSpec
 
 # Everybody is asked about the same outliers, whatever seed the run has.
@@ -88,7 +88,7 @@ def floors(spec: TokenSpec, palette, data, config) -> Measured:
       config: likewise.
     """
     labels, settings, test = linear_probe.split_labels(data), config.eval.linear_probe, data.test.images
-    fitted = probe.of_pixels(FeatureStore(None, data), labels, settings)
+    fitted = linear_probe.of_pixels(FeatureStore(None, data), labels, settings)
     predict = lambda images: fitted.predict(raw_pixels(images))
     accuracy = {"metric": "linear_probe_accuracy", "value": float(np.mean(predict(test) == labels["test"]))}
     accuracy |= {"n": len(test), "protocol": linear_probe.PROTOCOL}
@@ -110,7 +110,7 @@ def validated(model: Model, data, config) -> dict[str, float]:
     few = data.train.take(np.arange(min(linear_probe.LAYER_CHOICE_IMAGES, len(data.train.images))))
     features = FeatureStore(model, dataclasses.replace(data, train=few, test=None))
     labels = {"train": few.labels, "validation": data.validation.labels}
-    c = probe.middle(config.eval.linear_probe.c_values)
+    c = linear_probe.middle(config.eval.linear_probe.c_values)
     limit = config.eval.linear_probe.max_iterations
     layers = (model.default_layer,)
     scores = linear_probe.choice_scores(features, labels, [layers], c, limit)
@@ -124,7 +124,7 @@ def validated(model: Model, data, config) -> dict[str, float]:
 def _probe(features: FeatureStore, labels: dict[str, np.ndarray], config) -> Measured:
     settings = config.eval.linear_probe
     views = _views(features)
-    choice = probe.middle(settings.c_values), settings.max_iterations
+    choice = linear_probe.middle(settings.c_values), settings.max_iterations
     scores = {
         (mask, layers): score
         for mask, store in views.items()
@@ -133,7 +133,7 @@ def _probe(features: FeatureStore, labels: dict[str, np.ndarray], config) -> Mea
         ).items()
     }
     mask, layers = max(scores, key=lambda option: scores[option])
-    fitted = probe.of_layers(views[mask], labels, layers, settings)
+    fitted = linear_probe.of_layers(views[mask], labels, layers, settings)
     x = np.concatenate([views[mask].layers("test")[name] for name in layers], axis=1)
     hits = fitted.predict(x) == labels["test"]
     row = {
@@ -171,7 +171,7 @@ def _options(store: FeatureStore, first: bool) -> list[tuple[str, ...]]:
 
 def _corruptions(features: FeatureStore, labels: dict[str, np.ndarray], config) -> Measured:
     layer = features.model.default_layer
-    fitted = probe.of_layers(features, labels, (layer,), config.eval.linear_probe)
+    fitted = linear_probe.of_layers(features, labels, (layer,), config.eval.linear_probe)
     return _corrupted(lambda images: fitted.predict(features.model.embed(images, layer)), features.data, labels, config)
 
 

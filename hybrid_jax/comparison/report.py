@@ -2,9 +2,9 @@
 
 import html
 
-from hybrid_jax import report_page
 from hybrid_jax.comparison import figures, statistics, table
 from hybrid_jax.comparison.claims import ALL, EQUAL_FLOPS, EQUAL_STEPS, HOLDS, WHOLE
+from hybrid_jax.report import page as report_page
 
 _CLASSES = {statistics.SUPPORTED: "good", HOLDS: "good", statistics.NOT_SUPPORTED: "bad"}
 _ANSWERS = {

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from hybrid_jax.data.store_writer import Chunk
+from hybrid_jax.data.store import Chunk
 from hybrid_jax.errors import UserError, reject
 
 _ORIENTATION = 0x0112  # EXIF; above 4, height and width change places

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hybrid_jax.data import decode, folder
-from hybrid_jax.data.store_writer import Chunk
+from hybrid_jax.data.store import Chunk
 from hybrid_jax.errors import UserError
 
 # A path, or (B, h, w) or (B, h, w, c) uint8, or a list of (h, w) or (h, w, c) uint8; c is 1 to 4.

@@ -9,29 +9,31 @@ import importlib.util
 import io
 import os
 import pathlib
+import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import tensorflow_datasets as tfds
 from absl import logging
-from tensorflow_datasets.core.download import resource
+from tensorflow_datasets.core.download import download_manager, resource
 from tensorflow_datasets.core.utils import lazy_imports_utils
 
-from hybrid_jax.command_line import Parser
 from hybrid_jax.config import nearest
-from hybrid_jax.data import downloads, prepare_errors, tfds_sets
+from hybrid_jax.data.tfds import downloads, reader
 from hybrid_jax.errors import UserError
+from hybrid_jax.utils.cli import Parser
 
 FORMATS = ("array_record", "tfrecord")
 _NOT_PREPARED = ("embedded", "digits", "folder")
 _FEW = 20  # configs that one line can list
 
 Say = Callable[[str], None]
+PIP = "pip install 'tensorflow-cpu>=2.20'"
 
 
-def prepare(name: str, data_dir: str, manual_dir: str, file_format: str, say: Say) -> tfds_sets.Prepared:
+def prepare(name: str, data_dir: str, manual_dir: str, file_format: str, say: Say) -> reader.Prepared:
     """Prepares a set unless it is already; any number of processes may do so at once.
 
     Args:
@@ -44,7 +46,7 @@ def prepare(name: str, data_dir: str, manual_dir: str, file_format: str, say: Sa
     Raises:
       UserError: any reason why it cannot be prepared, in one line.
     """
-    root = pathlib.Path(tfds_sets.data_root(data_dir))
+    root = pathlib.Path(reader.data_root(data_dir))
     if manual_dir and not os.path.isdir(os.path.expanduser(manual_dir)):
         raise UserError(f"--manual_dir={manual_dir}: no such folder")
     if prepared := _find(name, root, file_format):
@@ -54,7 +56,7 @@ def prepare(name: str, data_dir: str, manual_dir: str, file_format: str, say: Sa
     manual = pathlib.Path(manual_dir or root / "downloads/manual").expanduser()
     _check_manual_files(builder, name, manual)
     try:
-        with downloads.alone(root, tfds_sets.base_name(name), say):
+        with downloads.alone(root, reader.base_name(name), say):
             # In this order: another process may finish in between, where there are no locks.
             exists = builder.data_path.exists()
             if not (prepared := _find(name, root, file_format)):
@@ -64,19 +66,19 @@ def prepare(name: str, data_dir: str, manual_dir: str, file_format: str, say: Sa
                 _run(builder, name, root, manual)
                 prepared = _find(name, root, "")
     except OSError as error:
-        reason = prepare_errors.reason(error)
-        raise UserError(f"{root} cannot be written ({reason}); choose another --data_dir") from error
+        why = reason(error)
+        raise UserError(f"{root} cannot be written ({why}); choose another --data_dir") from error
     if not prepared:
         raise UserError(f"{name} cannot be prepared: tfds wrote nothing to {builder.data_path}")
     say(f"{prepared.name} is prepared as {_summary(prepared, data_dir)}")
     return prepared
 
 
-def _find(name: str, root: pathlib.Path, file_format: str) -> tfds_sets.Prepared | None:
+def _find(name: str, root: pathlib.Path, file_format: str) -> reader.Prepared | None:
     """The set if it lies prepared with all its files."""
-    if not tfds_sets.is_name(name):
+    if not reader.is_name(name):
         return None
-    prepared = tfds_sets.find(name, str(root))
+    prepared = reader.find(name, str(root))
     if prepared is None:
         return None
     for split in prepared.splits:
@@ -87,7 +89,7 @@ def _find(name: str, root: pathlib.Path, file_format: str) -> tfds_sets.Prepared
     return prepared
 
 
-def _summary(prepared: tfds_sets.Prepared, data_dir: str) -> str:
+def _summary(prepared: reader.Prepared, data_dir: str) -> str:
     sizes = ", ".join(f"{split} {count:,}" for split, count in prepared.splits.items())
     path = f" --config.data.path={shlex.quote(data_dir)}" if data_dir else ""
     use = f"use it with --config.data.name={prepared.name}{path}"
@@ -96,19 +98,19 @@ def _summary(prepared: tfds_sets.Prepared, data_dir: str) -> str:
 
 def _builder(name: str, root: pathlib.Path, file_format: str) -> tfds.core.DatasetBuilder:
     """The builder of a set that can be prepared here, as far as can be known before its download."""
-    base, known = tfds_sets.base_name(name), tfds.list_builders(with_community_datasets=False)
-    if base not in known or not tfds_sets.is_name(name):
+    base, known = reader.base_name(name), tfds.list_builders(with_community_datasets=False)
+    if base not in known or not reader.is_name(name):
         raise UserError(f"{name}: no such data set{nearest(base, known)}; must be SET or SET/CONFIG of tfds")
     try:
         _check_config(name, list(tfds.builder_cls(base).builder_configs))
         builder = tfds.builder(name, data_dir=str(root), file_format=file_format)
-        tfds_sets.check_features(name, builder.info.features)
+        reader.check_features(name, builder.info.features)
     except UserError:
         raise
     except Exception as error:  # the set's own code runs
-        raise UserError(prepare_errors.explain(error, name)) from error
+        raise UserError(explain(error, name)) from error
     if _needs_tensorflow(builder, file_format) and importlib.util.find_spec("tensorflow") is None:
-        raise UserError(prepare_errors.tensorflow_is_missing(name))
+        raise UserError(tensorflow_is_missing(name))
     return builder
 
 
@@ -136,7 +138,7 @@ def _needs_tensorflow(builder: tfds.core.DatasetBuilder, file_format: str) -> bo
 
 def _check_manual_files(builder: tfds.core.DatasetBuilder, name: str, manual: pathlib.Path) -> None:
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not (manual.is_dir() and any(manual.iterdir())):
-        raise UserError(prepare_errors.manual_files(builder, name, manual, "nothing is there"))
+        raise UserError(manual_files(builder, name, manual, "nothing is there"))
 
 
 def _run(builder: tfds.core.DatasetBuilder, name: str, root: pathlib.Path, manual: pathlib.Path) -> None:
@@ -152,7 +154,7 @@ def _run(builder: tfds.core.DatasetBuilder, name: str, root: pathlib.Path, manua
         except Exception as error:  # of tfds, of the set's own code and of what it imports
             # Where there are no file locks, the first process wins and the others fail in many ways.
             if not builder.data_path.exists():
-                raise UserError(prepare_errors.explain(error, name, builder, manual, asked)) from error
+                raise UserError(explain(error, name, builder, manual, asked)) from error
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -198,3 +200,81 @@ if __name__ == "__main__":
     sys.stderr.flush()
     # Threads of tfds may still be downloading, and would be waited for.
     os._exit(exit_code)
+
+
+def tensorflow_is_missing(name: str) -> str:
+    """Returns the line for a set that only TensorFlow can prepare, where there is none."""
+    return f"{name} needs TensorFlow to be prepared (not to be read): {PIP}"
+
+
+def manual_files(builder: tfds.core.DatasetBuilder, name: str, manual: pathlib.Path, reason: str) -> str:
+    """Returns the line for a set whose files must be fetched by hand, but cannot be used as they are in `manual`."""
+    wanted = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())[:400]
+    return f"{name} must be fetched by hand into --manual_dir={manual} ({reason}); tfds says: {wanted}"
+
+
+def explain(
+    error: Exception,
+    name: str,
+    builder: tfds.core.DatasetBuilder | None = None,
+    manual: pathlib.Path = pathlib.Path(),
+    asked: Iterable[str] = (),
+) -> str:
+    """Returns one line that says what to do about an error of tfds or of a set's code.
+
+    Args:
+      error: what was raised.
+      name: the set.
+      builder: its builder, once there is one.
+      manual: the folder in which tfds looked for files fetched by hand.
+      asked: the addresses that it began to download.
+    """
+    if builder is not None and isinstance(error, downloads.ERRORS):
+        return _by_hand(error, name, builder, asked)
+    causes = list(_chain(error))
+    # The innermost: tfds makes a new error, without the module's name, of those around it.
+    missing = [cause.name or "" for cause in causes if isinstance(cause, ImportError)][-1:]
+    if missing:
+        module = missing[0].partition(".")[0]
+        return (
+            tensorflow_is_missing(name) if module == "tensorflow" else f"{name} needs the module {module}: install it"
+        )
+    for cause in causes:
+        if isinstance(cause, download_manager.NonMatchingChecksumError):
+            return _wrong_checksum(str(cause))
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        return f"{name} cannot be prepared ({reason(error)}); choose another --data_dir, or make room"
+    if builder is not None and builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        return manual_files(builder, name, manual, reason(error))
+    return f"{name} cannot be prepared ({type(error).__name__}: {reason(error)})"
+
+
+def _by_hand(error: Exception, name: str, builder: tfds.core.DatasetBuilder, asked: Iterable[str]) -> str:
+    *_, root_cause = _chain(error)
+    infos = builder.url_infos or {}
+    known = [f"{url} as {infos[url].filename}" for url in asked if url in infos]
+    failed = f"{name} cannot be downloaded ({reason(root_cause)})"
+    if not known:
+        return f"{failed}: {', '.join(asked)}"
+    return f"{failed}; fetch by hand {', '.join(known)}, and add --manual_dir=FOLDER that holds what you fetched"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def reason(error: BaseException) -> str:
+    """Returns the message of an error in one line of at most 200 characters."""
+    text = getattr(error, "strerror", None) or str(error)
+    # tfds puts its arguments before the errors of a set's constructor.
+    text = re.sub(r"^Failed to construct dataset .*?}\": ", "", " ".join(str(text).split()))
+    return text[:200] or type(error).__name__
+
+
+def _wrong_checksum(text: str) -> str:
+    found = re.search(r"Artifact (\S+), downloaded to (.+), has wrong checksum", text)
+    if not found:
+        return " ".join(text.split())
+    return f"{found[2]} is damaged or another file than {found[1]} (its checksum differs); delete it and fetch it again"

@@ -1,24 +1,28 @@
 """Where images come from, and how a data set is cut into training, validation and test splits."""
 
 import dataclasses
+import gzip
 import hashlib
 import pathlib
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import numpy as np
 
-from hybrid_jax.caches import cache_folder
-from hybrid_jax.data import decode, folder, held_out, idx, pipeline, store
+from hybrid_jax.data import decode, folder, pipeline, store
 from hybrid_jax.data.dataset import DataSet, Split
 from hybrid_jax.data.embedded import CLASS_NAMES
-from hybrid_jax.data.store_writer import Chunk
+from hybrid_jax.data.store import Chunk
 from hybrid_jax.errors import UserError, reject
-from hybrid_jax.text import printable
+from hybrid_jax.utils.cli import printable
+from hybrid_jax.utils.runtime import cache_folder
 
 _DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
 _SPLIT_FIELDS = ("train_split", "validation_split", "test_split", "labelled_split")
 _NAMED_CLASSES = 3  # in a note
+FIELD = "data.exclude_classes"
+ROLE = "held_out"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +57,7 @@ def load(config) -> DataSet:
     whole = {name: source.splits[name]() for name in named}
     roles = _roles(data, source, share, {name: len(split.images) for name, (split, _) in whole.items()})
     labels = {name: split.labels for name, (split, _) in whole.items()}
-    roles = held_out.leave_out(tuple(data.exclude_classes), roles, labels)
+    roles = leave_out(tuple(data.exclude_classes), roles, labels)
     splits: dict[str, Split] = {}
     for role, (name, rows) in roles.items():
         # In a fixed random order: the first of them are a sample, not the first class.
@@ -63,8 +67,8 @@ def load(config) -> DataSet:
         if not fits:
             source.notes.append(f"{role}: {split.images.nbytes / 2**30:.1f} GiB, read from disk (data.memory_gib)")
     source.notes.extend(_unlearnable(splits, source.class_names))
-    if held_out.ROLE in splits:
-        source.notes.append(f"held out (data.exclude_classes): {len(splits[held_out.ROLE].images):,} test images")
+    if ROLE in splits:
+        source.notes.append(f"held out (data.exclude_classes): {len(splits[ROLE].images):,} test images")
     fingerprint = _fingerprint(data, whole, source.class_names)
     train, validation, test = splits["train"], splits.get("validation"), splits.get("test")
     probes = None
@@ -73,7 +77,7 @@ def load(config) -> DataSet:
     # With names of folders, in which anything may stand.
     notes = tuple(map(printable, source.notes))
     class_names = source.class_names and tuple(map(printable, source.class_names))
-    unseen = splits.get(held_out.ROLE)
+    unseen = splits.get(ROLE)
     return DataSet(data.name, train, validation, test, class_names, fingerprint, notes, probes, unseen)
 
 
@@ -226,7 +230,7 @@ def _open_fashion_mnist(data) -> _Source:
 
 
 def _read_idx_split(pair: list[pathlib.Path], data) -> tuple[Split, str]:
-    images, labels = map(idx.read, pair)
+    images, labels = map(read, pair)
     return _array_split(images, labels, data)
 
 
@@ -239,9 +243,9 @@ def _open_embedded(data) -> _Source:
 
 def _open_tfds(data) -> _Source:
     """Any tfds set that lies prepared; nothing is ever downloaded."""
-    from hybrid_jax.data import tfds_sets
+    from hybrid_jax.data.tfds import reader
 
-    return _tfds_source(tfds_sets.open_named(data.name, data.path, tuple(_SOURCES)), data)
+    return _tfds_source(reader.open_named(data.name, data.path, tuple(_SOURCES)), data)
 
 
 def _tfds_source(prepared, data) -> _Source:
@@ -266,3 +270,57 @@ _SOURCES = {
     "digits": _open_digits,
     "folder": _open_folder,
 }
+
+
+def read(file: pathlib.Path) -> np.ndarray:
+    """Returns the uint8 array of a gzipped IDX file of unsigned bytes, whatever its shape.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        content = gzip.decompress(file.read_bytes())
+        shape = np.frombuffer(content, ">i4", content[3], 4)
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+    except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
+        raise reject("data.path", str(file), f"is not a readable IDX file ({error})") from error
+
+
+Roles = dict[str, tuple[str, np.ndarray]]
+
+
+def leave_out(classes: tuple[int, ...], roles: Roles, labels: Mapping[str, np.ndarray | None]) -> Roles:
+    """Takes the images of some classes out of every part; those of `test` become the part `held_out`.
+
+    Args:
+      classes: labels, in the numbering of the data; empty = nothing changes.
+      roles: {part: (split, rows of it)}.
+      labels: {split: (n,) labels, or None}.
+
+    Returns:
+      {part: (split, rows)}, rows in their order.
+
+    Raises:
+      UserError: the data has no labels, a class has no image, or nothing is left to train on.
+    """
+    if not classes:
+        return roles
+    if any(labels[name] is None for name, _ in roles.values()):
+        raise reject(FIELD, classes, "must be empty, the data has no labels")
+    found = {role: np.asarray(labels[name])[rows] for role, (name, rows) in roles.items()}
+    known = sorted(set(found["train"].tolist()))
+    if unknown := sorted(set(classes) - set(known)):
+        raise reject(FIELD, classes, f"has {unknown[0]}; must be labels of training images: {_listed(known)}")
+    if set(classes) >= set(known):
+        raise reject(FIELD, classes, "must leave a class to train on")
+    kept: Roles = {}
+    for role, (name, rows) in roles.items():
+        out = np.isin(found[role], classes)
+        kept[role] = name, rows[~out]
+        if role == "test":
+            kept[ROLE] = name, rows[out]
+    return kept
+
+
+def _listed(labels: list[int]) -> str:
+    return f"{labels[0]} to {labels[-1]}" if len(labels) > 10 else ", ".join(map(str, labels))

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_jax.evaluators import linear_probe, probe
+from hybrid_jax.evaluators import linear_probe
 from hybrid_jax.evaluators.features import (
     PIXEL_SIDE,
     FeatureStore,
@@ -76,7 +76,7 @@ def pixel_logits(weights, images: jax.Array) -> jax.Array:
     return jnp.matmul(flat, weights[0], precision=jax.lax.Precision.HIGHEST) + weights[1]
 
 
-def folded(fitted: probe.FittedProbe) -> tuple[np.ndarray, np.ndarray]:
+def folded(fitted: linear_probe.FittedProbe) -> tuple[np.ndarray, np.ndarray]:
     """Returns matrix (D, K) and bias (K,), float32, of a probe with its standardisation in them."""
     matrix = fitted.classifier.weights / fitted.deviation[:, None]
     return matrix, fitted.classifier.bias - fitted.mean @ matrix
@@ -186,7 +186,7 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     if model.spec.kind == "palette" or model.spec.tokens_per_patch == 1:
         raise Skipped("tokens are looked up in a table, so that pixels have no gradient")
     labels, layer = linear_probe.split_labels(data), linear_probe.default_layer(features)
-    fitted = probe.of_layers(features, labels, (layer,), config.eval.linear_probe)
+    fitted = linear_probe.of_layers(features, labels, (layer,), config.eval.linear_probe)
     images, answers = (x[: settings.num_images or None] for x in (data.test.images, labels["test"]))
     if not np.isin(answers, fitted.classifier.classes).all():
         raise Skipped("the test split has a class that the training split has not")
@@ -213,11 +213,16 @@ def _pixels_floor(features, labels, images, targets, epsilon, config, floors: Fl
     settings, steps = config.eval.linear_probe, config.eval.adversarial.steps
 
     def compute() -> float:
-        fitted = probe.of_pixels(features, labels, settings)
+        fitted = linear_probe.of_pixels(features, labels, settings)
         found = attacked(pixel_logits, folded(fitted), images, targets, epsilon, steps)
         return float(np.mean(fitted.predict(raw_pixels(found["pgd"])) == fitted.classifier.classes[targets]))
 
     name = raw_pixels_name(images)
-    key = {"protocol": PROTOCOL, "data": features.data.fingerprint, "c_values": probe.grid_of(settings), "floor": name}
+    key = {
+        "protocol": PROTOCOL,
+        "data": features.data.fingerprint,
+        "c_values": linear_probe.grid_of(settings),
+        "floor": name,
+    }
     key |= {"max_iterations": settings.max_iterations, "n": len(images), "epsilon": epsilon, "steps": steps}
     return {name: floors.get(compute, **key)}

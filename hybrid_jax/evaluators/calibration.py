@@ -20,7 +20,7 @@ import numpy as np
 import scipy.optimize
 import scipy.special
 
-from hybrid_jax.evaluators import linear_probe, probe
+from hybrid_jax.evaluators import linear_probe
 from hybrid_jax.evaluators.features import (
     FeatureStore,
     FloorCache,
@@ -117,16 +117,16 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     data, settings = features.data, config.eval.linear_probe
     labels = linear_probe.split_labels(data)
     layer = linear_probe.default_layer(features)
-    fitted = probe.of_layers(features, labels, (layer,), settings)
+    fitted = linear_probe.of_layers(features, labels, (layer,), settings)
     own = _measured(fitted, lambda split: features.layers(split)[layer], labels)
 
     @functools.cache
     def pixels() -> dict:
-        found = probe.of_pixels(features, labels, settings)
+        found = linear_probe.of_pixels(features, labels, settings)
         return _measured(found, lambda split: raw_pixels(getattr(data, split).images), labels)
 
     name = raw_pixels_name(data.train.images)
-    key = {"protocol": PROTOCOL, "data": data.fingerprint, "c_values": probe.grid_of(settings)}
+    key = {"protocol": PROTOCOL, "data": data.fingerprint, "c_values": linear_probe.grid_of(settings)}
     key |= {"max_iterations": settings.max_iterations, "floor": name}
     common = {"n": len(labels["test"]), "protocol": PROTOCOL, "split": "test", "layer": layer, "C": fitted.c}
     rows = []
@@ -139,7 +139,7 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     return rows
 
 
-def _measured(fitted: probe.FittedProbe, x, labels: dict[str, np.ndarray]) -> dict[tuple[str, str], dict]:
+def _measured(fitted: linear_probe.FittedProbe, x, labels: dict[str, np.ndarray]) -> dict[tuple[str, str], dict]:
     """{(metric, variant): value and what is told beside it}; `x` takes a split, returns its features."""
     classes = fitted.classifier.classes
     if not np.isin(labels["test"], classes).all():

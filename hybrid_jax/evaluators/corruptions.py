@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from hybrid_jax import corruptions
-from hybrid_jax.evaluators import linear_probe, probe
+from hybrid_jax.evaluators import linear_probe
 from hybrid_jax.evaluators.features import FeatureStore, FloorCache, raw_pixels, raw_pixels_name, standard_error
 from hybrid_jax.evaluators.logistic import side_by_side, workers
 
@@ -44,14 +44,19 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     data, settings = features.data, config.eval.linear_probe
     labels = linear_probe.split_labels(data)
     layer, count = linear_probe.default_layer(features), config.eval.corruptions.num_images or None
-    fitted = probe.of_layers(features, labels, (layer,), settings)
+    fitted = linear_probe.of_layers(features, labels, (layer,), settings)
     answers = labels["test"][:count]
     severities = sorted(set(config.eval.corruptions.severities))
-    key = {"protocol": PROTOCOL, "data": data.fingerprint, "c_values": probe.grid_of(settings), "n": len(answers)}
+    key = {
+        "protocol": PROTOCOL,
+        "data": data.fingerprint,
+        "c_values": linear_probe.grid_of(settings),
+        "n": len(answers),
+    }
     key |= {"max_iterations": settings.max_iterations, "corruption_seed": SEED, "floor": "raw pixels"}
 
     def pixels_accuracy(images: np.ndarray, kind: str, severity: int) -> float:
-        found = lambda: probe.of_pixels(features, labels, settings).predict(raw_pixels(images)) == answers
+        found = lambda: linear_probe.of_pixels(features, labels, settings).predict(raw_pixels(images)) == answers
         return floors.get(lambda: float(np.mean(found())), corruption=kind, severity=severity, **key)
 
     clean = data.test.images[:count]

@@ -18,8 +18,10 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from hybrid_jax import caches, checksums, distributed
-from hybrid_jax.array_files import DAMAGE, read_arrays, write_arrays
+from hybrid_jax.multihost import coordination
+from hybrid_jax.storage import integrity
+from hybrid_jax.storage.files import DAMAGE, read_arrays, write_arrays
+from hybrid_jax.utils import runtime
 
 FOLDER = "cache"
 FORMAT = 1
@@ -58,7 +60,7 @@ class FeatureCache:
             return compute()
         path, key = folder / f"{name}.npz", _content(images)
         try:
-            with distributed.together(_MissingError):
+            with coordination.together(_MissingError):
                 found = _read(path, key, len(images))
         except _MissingError:
             found = compute()
@@ -73,7 +75,7 @@ class FeatureCache:
         """Returns this checkpoint's folder, None where nothing is kept; others' are removed."""
         if not self._opened:
             self._own = self._folder / _digest(self._model) if self._limit else None
-            if distributed.is_first() and self._folder.is_dir():
+            if coordination.is_first() and self._folder.is_dir():
                 for other in self._folder.iterdir():
                     if other != self._own:
                         shutil.rmtree(other, ignore_errors=True)
@@ -81,7 +83,7 @@ class FeatureCache:
         return self._own
 
     def _keep(self, path: pathlib.Path, key: str, arrays: Arrays) -> None:
-        if not distributed.is_first():
+        if not coordination.is_first():
             return
         others = sum(file.stat().st_size for file in path.parent.glob("*.npz") if file != path)
         size = others + sum(values.nbytes for values in arrays.values())
@@ -124,13 +126,13 @@ def _digest(model) -> str:
     config = model.config.to_dict()
     known = {
         "format": FORMAT,
-        "parameters": checksums.of_model(model),
+        "parameters": integrity.of_model(model),
         "spec": repr(model.spec),
         "model": config["model"],
         # They decide on the mask.
         "objective": config["objective"],
         "batch": model.config.eval.batch_size,
-        "devices": [len(devices), sorted({device.device_kind for device in devices}), caches.processor()],
+        "devices": [len(devices), sorted({device.device_kind for device in devices}), runtime.processor()],
         "versions": [jax.__version__, np.__version__],
         "settings": [os.environ.get("XLA_FLAGS", ""), str(jax.config.jax_default_matmul_precision)],  # type: ignore[attr-defined]
     }

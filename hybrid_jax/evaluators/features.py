@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hybrid_jax.evaluators.feature_cache import FeatureCache
-from hybrid_jax.files import write_whole
+from hybrid_jax.storage.files import write_whole
 
 SPLITS = ("train", "validation", "test")
 PIXEL_SIDE = 32

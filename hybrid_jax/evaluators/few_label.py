@@ -25,9 +25,8 @@ import numpy as np
 import scipy.linalg
 
 from hybrid_jax.evaluators.features import FeatureStore, FloorCache, raw_pixels, raw_pixels_name, validation_row
-from hybrid_jax.evaluators.linear_probe import last_four, split_labels
+from hybrid_jax.evaluators.linear_probe import last_four, middle, moments, split_labels
 from hybrid_jax.evaluators.logistic import side_by_side, solver
-from hybrid_jax.evaluators.probe import middle, moments
 
 PROTOCOL = "few-label-v1"
 RIDGE_PENALTY = 2.0**10

@@ -18,8 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType
 
-from hybrid_jax import checkpoint, loading, sharding
+from hybrid_jax import sharding
 from hybrid_jax.errors import reject
+from hybrid_jax.inference import load as loading
+from hybrid_jax.storage import checkpoint
 
 RANDOM_CONV = "random-conv-v1"
 FIELD = "eval.sample_quality.encoder"

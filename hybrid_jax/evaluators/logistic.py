@@ -16,8 +16,9 @@ import numpy as np
 import scipy.optimize
 import threadpoolctl
 
-from hybrid_jax.evaluators import accelerator, logistic_device
+from hybrid_jax.evaluators import logistic_device
 from hybrid_jax.evaluators.features import Skipped
+from hybrid_jax.utils import runtime
 
 SPECTRUM_IMAGES = 60_000
 _BYTES_AT_ONCE = 2**30
@@ -99,7 +100,7 @@ def _cores() -> int:
 
 def solver(x: np.ndarray) -> Solver:
     """Returns what fits classifiers to features that are standardised like (n, D) `x`, which may be some of them."""
-    if accelerator.present():
+    if runtime.present():
         return fit_logistic_on_device
     return functools.partial(fit_logistic_each, spectrum=Spectrum.of(x))
 

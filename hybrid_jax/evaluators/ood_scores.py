@@ -12,13 +12,12 @@ import jax
 import numpy as np
 from scipy.special import logsumexp, softmax
 
-from hybrid_jax.anomaly_parts import Gaussian
+from hybrid_jax.anomaly.joint_score import Gaussian, JointScore, Measures
 from hybrid_jax.evaluators.features import FeatureStore, has_split, raw_pixels, raw_pixels_name
 from hybrid_jax.evaluators.knn import nearest
 from hybrid_jax.evaluators.likelihood import fit_histograms, histogram_log_prob
 from hybrid_jax.evaluators.linear_probe import middle, standardise
 from hybrid_jax.evaluators.logistic import solver
-from hybrid_jax.joint_score import JointScore, Measures
 
 FIT_IMAGES = 5_000
 NEIGHBOUR = 10

@@ -15,26 +15,194 @@ Stand-ins are measured in the samples' place, and every number stands beside the
 Only the stand-ins, the threshold of near copies and the classification score read the test split.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
+import jax
 import numpy as np
 
-from hybrid_jax.evaluators import frozen_encoder
+from hybrid_jax.evaluators import frozen_encoder, sample_metrics
 from hybrid_jax.evaluators.features import (
     FeatureStore,
     FloorCache,
     Skipped,
+    has_split,
+    raw_pixels,
     require_split,
     standard_error,
     validation_row,
 )
-from hybrid_jax.evaluators.sample_judge import Judge, K, Score
-from hybrid_jax.evaluators.stand_ins import as_tokens_show, histogram_samples, is_lossy
+from hybrid_jax.evaluators.frozen_encoder import FrozenEncoder
+from hybrid_jax.evaluators.sample_metrics import (
+    NearCopies,
+    count_copies,
+    frechet_distance,
+    precision_recall_density_coverage,
+)
+from hybrid_jax.models import tokens as tokens_lib
+from hybrid_jax.models.tokens import TokenSpec
 
+K = 5
+PIXELS, FEATURES = "in pixels", "in features"
+IMAGES_AT_ONCE = 500
 PROTOCOL = "sample-quality-v1"
 REAL, TRAINING = "real test images", "real training images"
 HISTOGRAMS, SHOWN = "histogram samples", "test images in the model's tokens"
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A measure of a set of images.
+
+    Attributes:
+      metric, variant: what it is called; most have one variant, named "".
+      split: whose images are compared with.
+      values: (m,) what each image adds; their mean is the value.
+      told: what else is known.
+    """
+
+    metric: str
+    variant: str
+    split: str
+    values: np.ndarray
+    told: dict = dataclasses.field(default_factory=dict)
+
+
+class Judge:
+    """What sets of n images are measured against, prepared when first needed.
+
+    Attributes:
+      n: how many images the sets have.
+      encoder: the frozen one.
+      shown: takes (n, H, W, C) uint8 images; returns them as the judged model's tokens show them.
+    """
+
+    def __init__(self, data, n: int, encoder: FrozenEncoder, shown: Callable[[np.ndarray], np.ndarray]):
+        """Takes a data set with training and test images, of the former at least 2 n."""
+        self._data, self.n, self.encoder, self.shown = data, n, encoder, shown
+
+    def likeness(self, images: np.ndarray) -> list[Score]:
+        """Compares (n, H, W, C) uint8 images with the first n training images."""
+        x, real = self.encoder.embed(images), self._bank[: self.n]
+        near = precision_recall_density_coverage(real, x, K)
+        distance = Score("frechet_distance", "", "train", np.array([frechet_distance(real, x)]))
+        return [distance, *(Score(name, "", "train", values, {"k": K}) for name, values in near.items())]
+
+    def copies(self, images: np.ndarray) -> list[Score]:
+        """Looks for copies of training images among (n, H, W, C) uint8 images; see `near_copies`.
+
+        All as tokens show it: a copy in a palette's colours is a copy.
+        """
+        images = self.shown(images)
+        exact = {"exact_copies": count_copies(images, self.shown(self._data.train.images))}
+        scores = []
+        for variant, (embed, near) in self._near.items():
+            hits, medians = near.measure(embed(images))
+            scores.append(Score("near_copy_share", variant, "train", hits, {**exact, **medians}))
+        return scores
+
+    def classification(self, images: np.ndarray) -> list[Score]:
+        """Fits a classifier to (n, H, W, C) uint8 images as the labeller names them, judged on real ones.
+
+        Raises:
+          Skipped: no labels, or one class only.
+        """
+        said, name = self._labeller.predict(raw_pixels(images)), "classification_accuracy_score"
+        hits = sample_metrics.score(self.encoder.embed(images), said, self._labelled)
+        told = {"labeller_accuracy": self._labeller_accuracy, "labelled_classes": len(np.unique(said))}
+        return [Score(name, "", split, values, {**told, "n_real": len(values)}) for split, values in hits.items()]
+
+    @functools.cached_property
+    def _bank(self) -> np.ndarray:
+        """Features of all training images."""
+        return self.encoder.embed(self._data.train.images)
+
+    @functools.cached_property
+    def _near(self) -> dict[str, tuple[Callable, NearCopies]]:
+        """How images become the features in which copies are looked for, and what they are compared with."""
+        train, test = self._data.train.images, self.shown(self._data.test.images)
+        shown = self.shown(train)
+        bank = self._bank if shown is train else self.encoder.embed(shown)
+        pixels = NearCopies.of(raw_pixels(shown), raw_pixels(test))
+        return {
+            PIXELS: (raw_pixels, pixels),
+            FEATURES: (self.encoder.embed, NearCopies.of(bank, self.encoder.embed(test))),
+        }
+
+    @functools.cached_property
+    def _labeller(self) -> sample_metrics.Standardised:
+        """Fitted to training images that are not the reference, which may take the samples' place."""
+        train = self._data.train
+        if train.labels is None or self._data.test.labels is None:
+            raise Skipped("the data has no labels for a classification accuracy score")
+        return sample_metrics.fit_labeller(train.images[self.n :], train.labels[self.n :])
+
+    @functools.cached_property
+    def _labeller_accuracy(self) -> float:
+        test = self._data.test
+        return float(np.mean(self._labeller.predict(raw_pixels(test.images)) == test.labels))
+
+    @functools.cached_property
+    def _labelled(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Features and labels of the test and, where it has labels, the validation split."""
+        splits = {s: getattr(self._data, s) for s in ("test", "validation") if has_split(self._data, s)}
+        return {s: (self.encoder.embed(x.images), x.labels) for s, x in splits.items() if x.labels is not None}
+
+
+def is_lossy(spec: TokenSpec) -> bool:
+    """Returns whether tokens keep less than the 8-bit image."""
+    return not (spec.kind == "intensity" and spec.vocab_size == 256)
+
+
+def as_tokens_show(images: np.ndarray, spec: TokenSpec, palette) -> np.ndarray:
+    """Returns what is left of images in a model's tokens: the best that its samples can look like.
+
+    Args:
+      images: (n, H, W, C) uint8.
+      spec: how images become tokens.
+      palette: of the palette kind, else None.
+
+    Returns:
+      (n, H, W, C) uint8, the images themselves where tokens lose nothing.
+    """
+    if not is_lossy(spec) or not len(images):
+        return images
+    # On one device of this process: others may not call this.
+    palette = jax.device_put(jax.device_get(palette))
+    # Filled up, so that one shape is compiled.
+    padded = np.pad(images, [(0, -len(images) % IMAGES_AT_ONCE), (0, 0), (0, 0), (0, 0)])
+    chunks = padded.reshape(-1, IMAGES_AT_ONCE, *images.shape[1:])
+    return np.concatenate([np.asarray(_nearest_shown(chunk, spec, palette)) for chunk in chunks])[: len(images)]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _nearest_shown(images: jax.Array, spec: TokenSpec, palette) -> jax.Array:
+    return tokens_lib.decode(tokens_lib.encode(images, spec, palette), spec, palette)
+
+
+def histogram_samples(images: np.ndarray, num: int, spec: TokenSpec, palette, seed: int) -> np.ndarray:
+    """Draws every token from the training images' histogram of its position, independently of all others.
+
+    It is the likelihood's floor as a sampler, without that one's smoothing: each token is that of an image drawn anew.
+
+    Args:
+      images: (n, H, W, C) uint8, the training images.
+      num: how many to draw.
+      spec: how images become tokens.
+      palette: of the palette kind, else None.
+      seed: of the draws.
+
+    Returns:
+      (num, H, W, C) uint8, as the tokens show it.
+    """
+    _, height, width, channels = images.shape
+    # A palette's token is a whole pixel, an intensity's one channel of it.
+    drawn = 1 if spec.kind == "palette" else channels
+    which = np.random.default_rng(seed).integers(0, len(images), (num, height, width, drawn))
+    rows, columns, channel = np.ogrid[:height, :width, :channels]
+    return as_tokens_show(images[which, rows, columns, channel], spec, palette)
+
 
 Measure = Callable[[np.ndarray], list[Score]]
 

@@ -19,7 +19,7 @@ from hybrid_jax.data.dataset import DataSet
 from hybrid_jax.errors import UserError, reject
 from hybrid_jax.evaluators import knn, linear_probe
 from hybrid_jax.evaluators.features import FeatureStore, FloorCache
-from hybrid_jax.text import printable
+from hybrid_jax.utils.cli import printable
 
 PROTOCOL = "transfer-v1"
 RANDOM = "random encoder"

@@ -14,8 +14,7 @@ import ml_collections
 from hybrid_jax.models import tokens as tokens_lib
 from hybrid_jax.models.attention import Attend, plain
 from hybrid_jax.models.heads import LinearHead, MaskedMLPHead, Projection
-from hybrid_jax.models.stacks import Decoder, Encoder
-from hybrid_jax.models.transformer import Constrain
+from hybrid_jax.models.transformer import Constrain, Decoder, Encoder
 
 NORMED = ":normed"  # ends the name of a layer that is read after the next norm
 

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import accelerator_tables, minimum
-from hybrid_jax import products
+from hybrid_jax.aot import hlo
 
 GIB, MIB = 2**30, 2**20
 PARAMETERS = 1000
@@ -70,12 +70,12 @@ ENTRY %main (x: f32[3,8,16]) -> f32[3,8,5] {
 
 def test_products_are_counted_as_often_as_their_loop_runs():
     batched = 2 * 3 * 8 * 16 * 5
-    assert products.flops(PROGRAM) == 7 * 2 * 8 * 16 * 4 + batched + 2 * 8 * 16 * 5 + batched
+    assert hlo.flops(PROGRAM) == 7 * 2 * 8 * 16 * 4 + batched + 2 * 8 * 16 * 5 + batched
 
 
 def test_holes_and_padding_of_a_window_are_no_products():
-    assert products.meetings(5, 5, 3, 1, (1, 1), 1, 1) == 13
-    assert products.meetings(4, 4, 4, 3, (0, 0), 4, 1) == 4
+    assert hlo.meetings(5, 5, 3, 1, (1, 1), 1, 1) == 13
+    assert hlo.meetings(4, 4, 4, 3, (0, 0), 4, 1) == 4
 
 
 def test_tables_name_ratios_and_what_is_missing(tiny_config):

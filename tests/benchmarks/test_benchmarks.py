@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from benchmarks import screen, step
-from hybrid_jax import flops
+from hybrid_jax.models import flops
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from hybrid_jax import flops
 from hybrid_jax.comparison import arms
 from hybrid_jax.errors import UserError
+from hybrid_jax.models import flops
 from tests import tiny
 
 FIVE = "generative,contrastive,hybrid,generative@flops,contrastive@flops"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from hybrid_jax.anomaly.detection import auroc
 from hybrid_jax.comparison import statistics
-from hybrid_jax.detection import auroc
 
 MARGIN, TRIALS, SEEDS, IMAGES = 0.01, 2_000, 5, 200
 

@@ -16,7 +16,7 @@ import scipy.ndimage
 
 from hybrid_jax import sharding
 from hybrid_jax.config import FIELDS, default_config
-from hybrid_jax.data import augment, colour
+from hybrid_jax.data import augment
 from hybrid_jax.data.augment import RECIPES, Recipe
 
 FACTORS = [0.2, 1.0, 1.8]
@@ -27,7 +27,7 @@ FLOAT_TOLERANCE = 2e-3
 
 # Compiled as a whole: step by step takes longer.
 _augment = jax.jit(augment.augment, static_argnums=2)
-_shift_hue, _gaussian_blur = jax.jit(colour.shift_hue), jax.jit(augment.gaussian_blur)
+_shift_hue, _gaussian_blur = jax.jit(augment.shift_hue), jax.jit(augment.gaussian_blur)
 
 
 @pytest.fixture
@@ -148,9 +148,9 @@ def test_a_flip_equals_pils_mirror(images):
 @pytest.mark.parametrize(
     ("adjust", "enhancer"),
     [
-        (colour.adjust_brightness, PIL.ImageEnhance.Brightness),
-        (colour.adjust_contrast, PIL.ImageEnhance.Contrast),
-        (colour.adjust_saturation, PIL.ImageEnhance.Color),
+        (augment.adjust_brightness, PIL.ImageEnhance.Brightness),
+        (augment.adjust_contrast, PIL.ImageEnhance.Contrast),
+        (augment.adjust_saturation, PIL.ImageEnhance.Color),
     ],
     ids=["brightness", "contrast", "saturation"],
 )
@@ -161,12 +161,12 @@ def test_an_adjustment_equals_pils_enhancer(images, adjust, enhancer, factor):
 
 def test_contrast_of_grey_images_is_about_their_mean(images):
     gray = floats(images[..., :1])
-    got = colour.adjust_contrast(gray, np.full((6, 1, 1, 1), 0.5))
+    got = augment.adjust_contrast(gray, np.full((6, 1, 1, 1), 0.5))
     np.testing.assert_allclose(got, (gray + gray.mean(axis=(1, 2, 3), keepdims=True)) / 2, atol=FLOAT_TOLERANCE)
 
 
 def test_gray_equals_pils_luma(images):
-    got = colour.to_gray(floats(images))
+    got = augment.to_gray(floats(images))
     assert close_to_pil(got, images, lambda image: image.convert("L").convert("RGB"))
 
 

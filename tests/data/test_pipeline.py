@@ -8,7 +8,7 @@ import pytest
 
 from hybrid_jax import sharding
 from hybrid_jax.data import pipeline, store
-from hybrid_jax.data.store_writer import Chunk
+from hybrid_jax.data.store import Chunk
 from hybrid_jax.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (100, 6, 4, 3)).astype(np.uint8)

@@ -11,7 +11,8 @@ import pytest
 import tensorflow_datasets as tfds
 import tiles
 
-from hybrid_jax.data import prepare, prepare_errors, tfds_sets
+from hybrid_jax.data import prepare
+from hybrid_jax.data.tfds import reader
 
 ROOT = pathlib.Path(__file__).parents[2]
 HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
@@ -43,7 +44,7 @@ def test_a_set_is_prepared_once(run):
     assert [path.name for path in run.root.iterdir()] == ["tiles"]
     assert run("tiles") == (0, [f"tiles is already prepared as {summary}"])
     assert run("tiles:1.0.0") == (0, [f"tiles is already prepared as {summary}"])
-    ((images, _),) = tfds_sets.open_named("tiles", str(run.root), ()).chunks("test")
+    ((images, _),) = reader.open_named("tiles", str(run.root), ()).chunks("test")
     np.testing.assert_array_equal(images, [tiles.pixels("test", i) for i in range(6)])
 
 
@@ -149,7 +150,7 @@ def test_missing_tensorflow_is_told_before_any_download(run, monkeypatch, words)
 
 @pytest.mark.skipif(HAS_TENSORFLOW, reason="shows what happens without TensorFlow")
 def test_missing_tensorflow_that_shows_late(run):
-    assert run.error("needs_tensorflow") == prepare_errors.tensorflow_is_missing("needs_tensorflow")
+    assert run.error("needs_tensorflow") == prepare.tensorflow_is_missing("needs_tensorflow")
     assert not run.root.exists()
 
 

@@ -9,7 +9,8 @@ import tarfile
 import numpy as np
 import pytest
 
-from hybrid_jax.data import prepare, prepare_errors, tfds_sets
+from hybrid_jax.data import prepare
+from hybrid_jax.data.tfds import reader
 
 
 def cifar_archive(file, images, labels):
@@ -32,7 +33,7 @@ def pairs_of(images, labels):
 
 @pytest.mark.skipif(
     importlib.util.find_spec("tensorflow") is None,
-    reason=f"tfds prepares cifar10 with TensorFlow only: {prepare_errors.PIP}",
+    reason=f"tfds prepares cifar10 with TensorFlow only: {prepare.PIP}",
 )
 @pytest.mark.parametrize("file_format", prepare.FORMATS)
 def test_cifar10_from_an_archive_fetched_by_hand(start, tmp_path, file_format):
@@ -51,7 +52,7 @@ info.size, info.checksum = {len(content)}, {hashlib.sha256(content).hexdigest()!
     outputs = [process.communicate(timeout=120) for process in started]
     assert [process.returncode for process in started] == [0, 0], outputs
     assert [path.name for path in root.iterdir()] == ["cifar10"]
-    prepared = tfds_sets.open_named("cifar10", str(root), ())
+    prepared = reader.open_named("cifar10", str(root), ())
     assert prepared.file_format == file_format
     assert prepared.class_names == tuple(f"class {i}" for i in range(10))
     for split, part in (("train", slice(15)), ("test", slice(15, 19))):

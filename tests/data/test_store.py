@@ -7,8 +7,8 @@ import resource
 import numpy as np
 import pytest
 
-from hybrid_jax.data import store, store_writer
-from hybrid_jax.data.store_writer import Chunk
+from hybrid_jax.data import store
+from hybrid_jax.data.store import Chunk
 from hybrid_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -33,7 +33,7 @@ def never():
 
 @pytest.fixture
 def stored(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_writer, "_SHARD_BYTES", 200_000)  # several files
+    monkeypatch.setattr(store, "_SHARD_BYTES", 200_000)  # several files
     return make(tmp_path / "s")
 
 
@@ -155,7 +155,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path):
 def test_progress_appears_where_it_takes_long(tmp_path, capsys, monkeypatch):
     make(tmp_path / "quick")
     assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(store_writer, "_QUIET", 0)
+    monkeypatch.setattr(store, "_QUIET", 0)
     make(tmp_path / "slow")
     shown = capsys.readouterr()
     assert shown.out == "" and "decoding images, once: 100%" in shown.err

@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
-from hybrid_jax.compare import compare
+from hybrid_jax.comparison.run import compare
 from hybrid_jax.errors import UserError
-from hybrid_jax.loading import load
+from hybrid_jax.inference.load import load
 from tests import tiny
 
 ARMS = "generative,contrastive,hybrid"

@@ -13,10 +13,13 @@ import tiny
 from sklearn.datasets import load_sample_images
 
 import hybrid_jax
-from hybrid_jax import embed, inference, loading, train
+from hybrid_jax import train
 from hybrid_jax.data import decode, sources
 from hybrid_jax.data.inputs import open_inputs
 from hybrid_jax.errors import UserError
+from hybrid_jax.inference import embed
+from hybrid_jax.inference import load as loading
+from hybrid_jax.inference import model as model_lib
 from hybrid_jax.models import hybrid
 
 README = (pathlib.Path(__file__).parent.parent.parent / "README.md").read_text()
@@ -71,7 +74,7 @@ def small_model():
     """An untrained model of grey 8x8 images."""
     config = tiny.get_config()
     module = hybrid.build_model(config)
-    return inference.Model(config, hybrid.init_params(module, jax.random.key(0), None), None, 0)
+    return model_lib.Model(config, hybrid.init_params(module, jax.random.key(0), None), None, 0)
 
 
 @pytest.fixture
@@ -292,7 +295,7 @@ def test_an_interrupted_run_leaves_the_old_file_and_no_other(home, tmp_path, mon
     if moment == "while packing":
         monkeypatch.setattr(embed.np, "savez", stop)
     else:
-        monkeypatch.setattr(inference.Model, "_padded", stop)
+        monkeypatch.setattr(model_lib.Model, "_padded", stop)
     with pytest.raises(KeyboardInterrupt):
         embed.embed_workdir(home / "runs" / "mine", home / "photos" / "0" / "000.png", target, log=print)
     assert [p.name for p in tmp_path.iterdir()] == ["out.npz"] and target.read_bytes() == b"old"

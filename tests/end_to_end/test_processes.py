@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 import hybrid_jax
-from hybrid_jax import checkpoint, metrics, train
+from hybrid_jax import metrics, train
 from hybrid_jax.errors import Preempted
+from hybrid_jax.storage import checkpoint
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 GONE = 15  # seconds

@@ -7,9 +7,11 @@ import pytest
 import tiny
 
 import hybrid_jax
-from hybrid_jax import generation, inference, sample, sharding, train_state
-from hybrid_jax.checkpoint import Checkpoints
+from hybrid_jax import sharding, train_state
 from hybrid_jax.errors import UserError
+from hybrid_jax.inference import generation, sample
+from hybrid_jax.inference import model as model_lib
+from hybrid_jax.storage.checkpoint import Checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def test_image_n_depends_on_the_seed_and_on_n_only(model, monkeypatch):
     monkeypatch.setattr(generation, "CACHE_BYTES", 1)  # memory for one image at a time
     np.testing.assert_array_equal(model.sample(jax.random.key(3), 3), few[:3])
     monkeypatch.undo()
-    cut = inference.Model(model.config, jax.device_get(model.params), None, 0, sharding.all_devices())
+    cut = model_lib.Model(model.config, jax.device_get(model.params), None, 0, sharding.all_devices())
     np.testing.assert_array_equal(cut.sample(3, 4), few)
     assert (model.sample(4, 4) != few).any()
 
@@ -88,7 +90,7 @@ def test_what_no_distribution_or_image_has_is_refused(model, images, ask, told):
 def test_a_checkpoint_without_a_likelihood_says_so(tiny_config):
     config = tiny_config(objective__generative_weight=0.0)
     with pytest.raises(UserError, match=r"no likelihood: it was trained with objective\.generative_weight=0"):
-        inference.Model(config, {}, None, 0).sample(0, 1)
+        model_lib.Model(config, {}, None, 0).sample(0, 1)
 
 
 def test_the_mode_writes_a_sheet_and_the_pixels_of_completions(workdir, model, images, tmp_path):

@@ -11,9 +11,9 @@ import pytest
 
 import hybrid_jax
 from hybrid_jax import train
-from hybrid_jax.checkpoint import Checkpoints
 from hybrid_jax.errors import StorageError, UserError
 from hybrid_jax.evaluate import evaluate_workdir
+from hybrid_jax.storage.checkpoint import Checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 MIB = 2**20

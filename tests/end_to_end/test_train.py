@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 import hybrid_jax
-from hybrid_jax import checkpoint, evaluate, loading, metrics, train
+from hybrid_jax import evaluate, metrics, train
 from hybrid_jax.errors import NonFiniteError, Preempted, UserError
 from hybrid_jax.evaluate import evaluate_workdir
+from hybrid_jax.inference import load as loading
+from hybrid_jax.storage import checkpoint
 
 
 def final_params(workdir):

@@ -10,8 +10,8 @@ import tiny
 from digit_data import digits
 
 from hybrid_jax import evaluators
-from hybrid_jax.evaluators import adversarial, probe
-from hybrid_jax.inference import Model
+from hybrid_jax.evaluators import adversarial, linear_probe
+from hybrid_jax.inference.model import Model
 from hybrid_jax.models import hybrid, tokens
 
 IMAGES = digits().test.images[:30]
@@ -121,7 +121,7 @@ def test_a_probes_standardisation_folds_into_its_matrix():
     data = digits()
     parts = {split: adversarial.raw_pixels(getattr(data, split).images) for split in ("train", "validation")}
     labels = {split: getattr(data, split).labels for split in parts}
-    fitted = probe.fit(parts, labels, (0.1,), 100)
+    fitted = linear_probe.fit(parts, labels, (0.1,), 100)
     matrix, bias = adversarial.folded(fitted)
     x = adversarial.raw_pixels(IMAGES)
     np.testing.assert_allclose(x @ matrix + bias, fitted.logits(x), atol=1e-3)

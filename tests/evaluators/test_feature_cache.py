@@ -13,7 +13,7 @@ from hybrid_jax.data import sources
 from hybrid_jax.evaluators import feature_cache
 from hybrid_jax.evaluators.feature_cache import FeatureCache
 from hybrid_jax.evaluators.features import FeatureStore
-from hybrid_jax.inference import Model
+from hybrid_jax.inference.model import Model
 from hybrid_jax.models import hybrid
 
 LIMIT = 2**20

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from hybrid_jax import config as config_lib
 from hybrid_jax import evaluators
 from hybrid_jax.errors import UserError
-from hybrid_jax.evaluators import few_label, probe
+from hybrid_jax.evaluators import few_label, linear_probe
 from hybrid_jax.evaluators.features import raw_pixels
 
 CUTS = {"train": slice(0, 900), "validation": slice(900, 1200), "test": slice(1200, 1797)}
@@ -76,7 +76,7 @@ def test_logistic_is_scikit_learns_at_the_c_that_validation_likes(n):
     fits = [LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(x["train"], labels["train"]) for c in grid]
     best = int(np.argmax([fit.score(x["validation"], labels["validation"]) for fit in fits]))
     predicted, told = few_label.logistic(
-        parts | {"unlabelled": np.stack(probe.moments(whole))}, labels, grid[::-1], 300
+        parts | {"unlabelled": np.stack(linear_probe.moments(whole))}, labels, grid[::-1], 300
     )
     score = pytest.approx(fits[best].score(x["validation"], labels["validation"]))
     assert told == {"chosen_C": grid[best], "converged": True, "validation_accuracy": score}

@@ -8,8 +8,8 @@ from digit_data import digits
 
 from hybrid_jax import evaluators
 from hybrid_jax.errors import Preempted
-from hybrid_jax.evaluators import finetuning
-from hybrid_jax.inference import Model
+from hybrid_jax.evaluators import finetune
+from hybrid_jax.inference.model import Model
 from hybrid_jax.models import hybrid, tokens
 
 
@@ -77,7 +77,7 @@ def test_a_stop_request_ends_it_after_an_epoch(found):
 def tuner(c, num_classes=10, palette=None):
     quiet = (lambda line: None, lambda: None)
     layer = hybrid.default_layer(c)
-    return finetuning.FineTuner(c, layer, palette, num_classes, c.eval.finetune, 0, *quiet)
+    return finetune.FineTuner(c, layer, palette, num_classes, c.eval.finetune, 0, *quiet)
 
 
 def trained_weights(c, palette=None):
@@ -134,24 +134,24 @@ def test_lower_blocks_learn_slower_and_head_and_norm_at_full_rate():
     leaf = np.zeros(3)
     blocks = {f"block_{i}": {"kernel": leaf} for i in (1, 2, 3)}
     encoder = {"positions": leaf, "norm": {"scale": leaf}, "transformer": blocks}
-    scales = finetuning.rate_scales({"encoder": encoder, "head": {"bias": leaf}}, "encoder", 3, 0.5)
+    scales = finetune.rate_scales({"encoder": encoder, "head": {"bias": leaf}}, "encoder", 3, 0.5)
     assert scales["head"]["bias"] == scales["encoder"]["norm"]["scale"] == 1
     assert [scales["encoder"]["transformer"][f"block_{i}"]["kernel"] for i in (1, 2, 3)] == [0.125, 0.25, 0.5]
     assert scales["encoder"]["positions"] == 0.0625
     stacked = {"encoder": {"transformer": {"blocks": {"kernel": np.zeros((3, 2, 4))}}}}
-    found = finetuning.rate_scales(stacked, "encoder", 3, 0.5)["encoder"]["transformer"]["blocks"]["kernel"]
+    found = finetune.rate_scales(stacked, "encoder", 3, 0.5)["encoder"]["transformer"]["blocks"]["kernel"]
     assert found.shape == (3, 1, 1) and found.ravel().tolist() == [0.125, 0.25, 0.5]
     decoder = {"decoder": {"transformer": blocks, "start": leaf}, "encoder": {"patch_embedding": leaf}}
-    scales = finetuning.rate_scales(decoder, "decoder/2", 2, 0.5)
+    scales = finetune.rate_scales(decoder, "decoder/2", 2, 0.5)
     assert [scales["decoder"]["transformer"][f"block_{i}"]["kernel"] for i in (1, 2, 3)] == [0.25, 0.5, 1]
     assert scales["encoder"]["patch_embedding"] == 0.125
 
 
 def test_augmentation_is_the_runs_own_flips_and_mild_crops():
     c = config()
-    assert finetuning.light_recipe(c).crop_min_area == 0.6 and finetuning.light_recipe(c).flip == 0.5
+    assert finetune.light_recipe(c).crop_min_area == 0.6 and finetune.light_recipe(c).flip == 0.5
     c.augment.recipe, c.augment.flip = "grey_small", 0.0
-    light = finetuning.light_recipe(c)
+    light = finetune.light_recipe(c)
     assert light.flip == 0 and light.contrast == light.brightness == light.blur == 0
     c.augment.recipe = "none"
-    assert finetuning.light_recipe(c).crop_min_area == 1
+    assert finetune.light_recipe(c).crop_min_area == 1

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from hybrid_jax import evaluators
 from hybrid_jax.config import default_config
-from hybrid_jax.evaluators import linear_probe, logistic, probe
+from hybrid_jax.evaluators import linear_probe, logistic
 from hybrid_jax.evaluators.features import FeatureStore, FloorCache, Skipped, raw_pixels, raw_pixels_name
 from hybrid_jax.evaluators.logistic import Spectrum, fit_logistic
 
@@ -224,7 +224,7 @@ def test_without_validation_the_middle_c_and_the_default_layer():
 def test_the_floor_is_computed_once_for_a_data_set_and_a_grid(tmp_path, monkeypatch):
     data, _ = digits()
     calls = []
-    monkeypatch.setattr(probe, "raw_pixels", lambda images: calls.append(1) or raw_pixels(images))
+    monkeypatch.setattr(linear_probe, "raw_pixels", lambda images: calls.append(1) or raw_pixels(images))
     first = evaluators.evaluate(digit_model(), data, config(), tmp_path)
     again = evaluators.evaluate(digit_model(), data, config(), tmp_path)
     assert len(calls) == 2 and first == again

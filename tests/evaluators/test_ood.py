@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hybrid_jax import evaluators, outliers
+from hybrid_jax import evaluators
+from hybrid_jax.anomaly import fit
+from hybrid_jax.anomaly.joint_score import Measures
 from hybrid_jax.config import default_config
 from hybrid_jax.evaluators import ood, ood_pairs, ood_scores
 from hybrid_jax.evaluators.features import FeatureStore
-from hybrid_jax.joint_score import Measures
 from hybrid_jax.models.tokens import TokenSpec
 
 RNG = np.random.default_rng(0)
@@ -30,7 +31,7 @@ def drawn(n, shape=(8, 8, 1), seed=0):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("make", [*ood_pairs.MADE.values(), *outliers.SYNTHETIC.values()])
+@pytest.mark.parametrize("make", [*ood_pairs.MADE.values(), *fit.SYNTHETIC.values()])
 def test_outliers_have_the_images_shape_and_depend_on_the_seed_alone(make, shape):
     images = RNG.integers(0, 256, (7, *shape), dtype=np.uint8)
     kept = images.copy()

@@ -15,10 +15,11 @@ from sklearn.linear_model import LogisticRegression
 from benchmarks import evaluation
 from hybrid_jax import evaluate
 from hybrid_jax.data import sources
-from hybrid_jax.evaluators import accelerator, knn, linear_probe, logistic, logistic_device, prdc
+from hybrid_jax.evaluators import knn, linear_probe, logistic, logistic_device, sample_metrics
 from hybrid_jax.evaluators.features import Skipped
-from hybrid_jax.inference import Model
+from hybrid_jax.inference.model import Model
 from hybrid_jax.models import hybrid
+from hybrid_jax.utils import runtime
 
 # Of the default suite and its report; each costs seconds on an accelerator.
 MOST_PROGRAMS, MOST_WITH_PROBES = 18, 21
@@ -81,7 +82,7 @@ def test_five_shapes_serve_all_fits_of_cifar10():
 def test_products_ask_for_float32():
     lowered = logistic_device._solved.trace(*logistic_device.arguments(100, 64, 10)).jaxpr
     tops = jax.make_jaxpr(lambda q, b: knn._top(q, b, 3))(np.ones((4, 8), np.float32), np.ones((9, 8), np.float32))
-    nearest = jax.make_jaxpr(prdc._nearest)(np.ones((4, 8), np.float32), np.ones((9, 8), np.float32))
+    nearest = jax.make_jaxpr(sample_metrics._nearest)(np.ones((4, 8), np.float32), np.ones((9, 8), np.float32))
     for text in map(str, (lowered, tops, nearest)):
         products = len(re.findall(r"dot_general\[", text))
         assert products and text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == products
@@ -90,8 +91,8 @@ def test_products_ask_for_float32():
 def test_the_nearest_rows_are_the_same_on_the_device():
     rng = np.random.default_rng(0)
     queries, bank = (rng.normal(size=(n, 12)).astype(np.float32) for n in (700, 300))
-    rows = prdc._nearest_on_device(queries, bank)
-    np.testing.assert_array_equal(rows, prdc._nearest_rows(queries, bank))
+    rows = sample_metrics._nearest_on_device(queries, bank)
+    np.testing.assert_array_equal(rows, sample_metrics._nearest_rows(queries, bank))
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def run(tmp_path_factory):
     def run(accelerated: bool):
         model, workdir, lines = Model(config, params, None, 0), tmp_path_factory.mktemp("run"), []
         with (
-            mock.patch.object(accelerator, "present", lambda: accelerated),
+            mock.patch.object(runtime, "present", lambda: accelerated),
             evaluation.measured(evaluation.Cost()) as cost,
         ):
             evaluate.evaluate_and_report(model, data, config, workdir, lines.append)

@@ -12,9 +12,9 @@ from hybrid_jax import evaluators
 from hybrid_jax.config import default_config
 from hybrid_jax.data import sources
 from hybrid_jax.errors import UserError
-from hybrid_jax.evaluators import classification_score, frozen_encoder, stand_ins
+from hybrid_jax.evaluators import frozen_encoder, sample_metrics, sample_quality
 from hybrid_jax.evaluators.features import raw_pixels
-from hybrid_jax.evaluators.frechet import frechet_distance
+from hybrid_jax.evaluators.sample_metrics import frechet_distance
 from hybrid_jax.models.tokens import Palette, TokenSpec
 
 DIGITS, LABELS = load_digits(return_X_y=True)
@@ -36,7 +36,7 @@ def case(draw=None, spec=EXACT, palette=None, labels=True, **settings):
 
     def sample(rng, num, temperature=1.0):
         calls.append((rng, num, temperature))
-        return stand_ins.as_tokens_show(draw(rng, num) if draw else IMAGES[1200 : 1200 + num], spec, palette)
+        return sample_quality.as_tokens_show(draw(rng, num) if draw else IMAGES[1200 : 1200 + num], spec, palette)
 
     model = SimpleNamespace(spec=spec, palette=palette, has_likelihood=True, sample=sample, calls=calls)
     config = default_config()
@@ -145,33 +145,33 @@ def test_an_encoder_that_is_none_is_refused_before_training():
 @pytest.mark.parametrize("spec", [EXACT, TokenSpec("intensity", 256, 2, 8, 8, 3)])
 def test_histogram_samples_keep_each_positions_values_and_nothing_else(spec):
     images = np.random.default_rng(0).integers(0, 2, (4000, 1, 1, spec.channels)) * np.arange(64).reshape(1, 8, 8, 1)
-    drawn = stand_ins.histogram_samples(images.astype(np.uint8), 3000, spec, None, 0)
+    drawn = sample_quality.histogram_samples(images.astype(np.uint8), 3000, spec, None, 0)
     assert drawn.shape == (3000, 8, 8, spec.channels) and drawn.dtype == np.uint8
     for i, j in ((0, 0), (3, 4), (7, 7)):
         assert set(np.unique(drawn[:, i, j])) == {0, 8 * i + j}
     assert np.mean(drawn[:, 7, 7] > 0) == pytest.approx(0.5, abs=0.03)
     # In the images all pixels of a channel are on at once.
     assert abs(np.corrcoef(drawn[:, 7, 7, 0], drawn[:, 3, 4, 0])[0, 1]) < 0.06
-    assert np.array_equal(drawn, stand_ins.histogram_samples(images.astype(np.uint8), 3000, spec, None, 0))
+    assert np.array_equal(drawn, sample_quality.histogram_samples(images.astype(np.uint8), 3000, spec, None, 0))
 
 
 def test_a_palettes_token_is_a_whole_pixel_and_tokens_show_its_colours():
     images = np.array([[10, 200, 30], [250, 0, 90]], np.uint8)[np.random.default_rng(0).integers(0, 2, (9, 4, 4))]
     palette = Palette.from_colours(np.array([[10, 200, 30], [250, 0, 90]]) / 127.5 - 1)
-    drawn = stand_ins.histogram_samples(images, 50, TokenSpec("palette", 2, 2, 4, 4, 3), palette, 0)
+    drawn = sample_quality.histogram_samples(images, 50, TokenSpec("palette", 2, 2, 4, 4, 3), palette, 0)
     assert {tuple(pixel) for pixel in drawn.reshape(-1, 3)} == {(10, 200, 30), (250, 0, 90)}
-    assert set(np.unique(stand_ins.as_tokens_show(IMAGES[:9], PAINTED, GREYS))) == {0, 128, 255}
-    assert stand_ins.as_tokens_show(IMAGES[:9], EXACT, None) is not None
+    assert set(np.unique(sample_quality.as_tokens_show(IMAGES[:9], PAINTED, GREYS))) == {0, 128, 255}
+    assert sample_quality.as_tokens_show(IMAGES[:9], EXACT, None) is not None
 
 
 def test_a_classifier_cannot_copy_the_labeller_from_noise():
-    labeller = classification_score.fit_labeller(IMAGES[:800], LABELS[:800])
+    labeller = sample_metrics.fit_labeller(IMAGES[:800], LABELS[:800])
     embed, noise = frozen_encoder.random_conv, np.random.default_rng(0).integers(0, 256, (300, 8, 8, 1), dtype=np.uint8)
     real = {"test": (embed(IMAGES[1200:]), LABELS[1200:])}
 
     def score(images):
         said = labeller.predict(raw_pixels(images))
-        return classification_score.score(embed(images), said, real)["test"].mean()
+        return sample_metrics.score(embed(images), said, real)["test"].mean()
 
     assert score(IMAGES[800:1100]) > 0.85
     assert score(noise) < 0.35

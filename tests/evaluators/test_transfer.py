@@ -11,7 +11,7 @@ from hybrid_jax import evaluators
 from hybrid_jax.errors import UserError
 from hybrid_jax.evaluators import linear_probe, transfer
 from hybrid_jax.evaluators.features import FeatureStore, FloorCache
-from hybrid_jax.inference import Model
+from hybrid_jax.inference.model import Model
 from hybrid_jax.models import hybrid
 
 

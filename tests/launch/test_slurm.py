@@ -11,7 +11,8 @@ import time
 import pytest
 from launch_scripts import ROOT
 
-from hybrid_jax import checkpoint, metrics
+from hybrid_jax import metrics
+from hybrid_jax.storage import checkpoint
 
 CONF = """
 ClusterName=one

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid_jax import sharding, traffic
+from hybrid_jax import sharding
+from hybrid_jax.aot import hlo
 from hybrid_jax.models import attention, hybrid
 
 interpreted = functools.partial(attention.splash, interpret=True)
@@ -138,7 +139,7 @@ def test_on_a_mesh_blocks_of_queries_need_no_communication(mesh_of):
     on_mesh = both(attention.Attention(mesh), True)
     for one, wanted in zip(on_mesh(*given), both(attention.plain, True)(*given), strict=True):
         np.testing.assert_allclose(one, wanted, rtol=1e-4, atol=1e-5)
-    collectives = traffic.count(on_mesh.lower(*given).compile().as_text())["collectives"]
+    collectives = hlo.count(on_mesh.lower(*given).compile().as_text())["collectives"]
     assert not any(kind["count"] for kind in collectives.values())
 
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid_jax import generation, inference
+from hybrid_jax.inference import generation
+from hybrid_jax.inference import model as model_lib
 from hybrid_jax.models import hybrid, transformer
 
 RNG = np.random.default_rng(0)
@@ -99,7 +100,7 @@ def test_separate_products_give_what_one_gives(tiny_config):
 )
 def test_a_float32_model_in_use_multiplies_float32_on_accelerators(backend, dtype, exact, tiny_config, monkeypatch):
     config = tiny_config(model__dtype=dtype, data__image_size=(8, 8), model__patch_size=4)
-    model = inference.Model(config, None, None, 0)
+    model = model_lib.Model(config, None, None, 0)
     model.params = jax.eval_shape(lambda: hybrid.init_params(model._module, jax.random.key(0), None))
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     images = jax.ShapeDtypeStruct((4, 8, 8, 1), np.uint8)

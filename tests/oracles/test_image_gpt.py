@@ -13,7 +13,8 @@ from transformers import ImageGPTConfig, ImageGPTForCausalImageModeling, ImageGP
 
 import hybrid_jax
 from hybrid_jax import config as config_lib
-from hybrid_jax import convert, image_gpt
+from hybrid_jax.convert import __main__ as convert_cli
+from hybrid_jax.convert import image_gpt
 from hybrid_jax.models import hybrid, tokens
 
 
@@ -47,7 +48,7 @@ def converted(tmp_path_factory, tables_are_made_once):
     """Their model and image processor, their folder, our model, its workdir."""
     root = tmp_path_factory.mktemp("image_gpt")
     theirs, processor = write_theirs(root / "theirs", 16, 5, 24, 3, 3)
-    convert.from_image_gpt(root / "theirs", root / "workdir", say=lambda line: None)
+    convert_cli.from_image_gpt(root / "theirs", root / "workdir", say=lambda line: None)
     return theirs, processor, root / "theirs", hybrid_jax.load(root / "workdir"), root / "workdir"
 
 
@@ -101,10 +102,10 @@ def test_normed_layers_are_the_features_of_image_gpts_probes(converted):
 def test_the_round_trip_is_exact_and_transformers_loads_it(converted, tmp_path, scan):
     theirs, processor, folder, _, workdir = converted
     if scan:
-        convert.from_image_gpt(folder, tmp_path / "scanned", scan_layers=True, say=lambda line: None)
+        convert_cli.from_image_gpt(folder, tmp_path / "scanned", scan_layers=True, say=lambda line: None)
         workdir = tmp_path / "scanned"
     flags = ["--workdir", str(workdir), "--output", str(tmp_path / "again")]
-    assert convert.main(["to_image_gpt", *flags]) == 0
+    assert convert_cli.main(["to_image_gpt", *flags]) == 0
     before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "again"))
     assert before.keys() == after.keys()
     for name, array in before.items():

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow_datasets as tfds
 
-from hybrid_jax.data import tfds_sets
 from hybrid_jax.data.embedded import CLASS_NAMES
+from hybrid_jax.data.tfds import reader
 from hybrid_jax.errors import reject
 
 _HERE = pathlib.Path(__file__).parent
@@ -47,7 +47,7 @@ class FashionMnist12k(tfds.core.GeneratorBasedBuilder):
             yield i, {"image": image[..., None], "label": int(label)}
 
 
-def open_embedded(path: str) -> tfds_sets.Prepared:
+def open_embedded(path: str) -> reader.Prepared:
     """Returns the embedded set; prepares it as array_record where it is not.
 
     Any number of processes may call this at once.
@@ -58,7 +58,7 @@ def open_embedded(path: str) -> tfds_sets.Prepared:
     Raises:
       UserError: the directory cannot be written, or what lies there is damaged.
     """
-    root = tfds_sets.data_root(path)
+    root = reader.data_root(path)
     try:
         builder = FashionMnist12k(data_dir=root)
         if not builder.data_path.exists():
@@ -67,7 +67,7 @@ def open_embedded(path: str) -> tfds_sets.Prepared:
     except OSError as error:
         allowed = f"{root} cannot hold the embedded set ({error.strerror or error}); name a writable directory"
         raise reject("data.path", path, allowed) from error
-    return tfds_sets.Prepared.from_builder(builder)
+    return reader.Prepared.from_builder(builder)
 
 
 def _prepare(builder: FashionMnist12k) -> None:

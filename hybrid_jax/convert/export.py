@@ -1,0 +1,79 @@
+"""A trained model for programs without hybrid_jax: its weights by name, and its features as compiled code."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jax import export
+
+from hybrid_jax.convert.safetensors import replace, write_tensors
+from hybrid_jax.errors import UserError
+from hybrid_jax.inference.model import Model
+from hybrid_jax.models import hybrid
+
+FORMAT_VERSION = "1"
+PLATFORMS = ("cpu", "tpu", "cuda")
+# Bytes: the artifact's container (FlatBuffers) counts to 2^31, and JAX warns of constants from here on.
+LARGEST_ARTIFACT = 2 * 10**9
+
+
+def write_safetensors(path: pathlib.Path, model: Model) -> None:
+    """Writes every parameter in use as float32, by its path joined with `/`, and `palette` where there is one.
+
+    The file's metadata are texts: `format` (hybrid_jax), `format_version`, `step`, `parameters` (which of the
+    checkpoint's: `params` or `ema_params`), and `config` as JSON.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    arrays = {name: np.asarray(value) for name, value in flatten_dict(model.params, sep="/").items()}
+    if model.palette is not None:
+        arrays["palette"] = np.asarray(model.palette.colours)
+    metadata = {
+        "format": "hybrid_jax",
+        "format_version": FORMAT_VERSION,
+        "step": str(model.step),
+        "parameters": "ema_params" if model.config.train.ema_decay > 0 else "params",
+        "config": json.dumps(model.config.to_dict(), sort_keys=True),
+    }
+    write_tensors(path, arrays, metadata)
+
+
+def write_stablehlo(path: pathlib.Path, model: Model, layer: str | None = None) -> None:
+    """Writes (b, H, W, C) uint8 -> (b, D) float32, any b, what `model.embed` computes, as a `jax.export` artifact.
+
+    Lowered for `PLATFORMS`, attention as plain matrix products; the weights that the layer needs are inside.
+
+    Raises:
+      UserError: no such layer, weights above 2 GB, or the file cannot be written.
+    """
+    name = model.checked_layer(layer)
+    module = hybrid.build_model(model.config)
+    images = lambda count: jax.ShapeDtypeStruct((count, *model.spec.image_shape), np.uint8)
+    # On the host: constants of a device would be copied once more.
+    weights, tree = jax.tree.flatten(jax.device_get((model.params, model.palette)))
+
+    def features(weights: list[jax.Array], images: jax.Array) -> jax.Array:
+        params, palette = jax.tree.unflatten(tree, weights)
+        return hybrid.image_features(module, params, images, palette, name.endswith(hybrid.NORMED))[name]
+
+    # With a symbolic number of images everything would count as used.
+    used = set(export.export(jax.jit(features))(weights, images(1)).module_kept_var_idx)
+    needed = sum(x.nbytes for i, x in enumerate(weights) if i in used)
+    if needed > LARGEST_ARTIFACT:
+        raise UserError(
+            f"--output={path}: layer {name} needs {needed / 1e9:.1f} GB of weights, a StableHLO artifact holds at most "
+            "2 GB; give a lower --layer, or use to_safetensors"
+        )
+
+    def alone(images: jax.Array) -> jax.Array:
+        # What the layer does not need would be in the file too.
+        kept = [x if i in used else jnp.zeros(x.shape, x.dtype) for i, x in enumerate(weights)]
+        return features(kept, images)
+
+    (any_number,) = export.symbolic_shape("b")
+    artifact = export.export(jax.jit(alone), platforms=PLATFORMS)(images(any_number)).serialize()
+    replace(path, lambda temporary: temporary.write_bytes(artifact))

@@ -1,0 +1,367 @@
+"""Checkpoints: the only file that knows Orbax.
+
+A checkpoint `checkpoints/<step>/` holds one item for each part of the train state, and `meta`: step, seed, resolved
+config, data fingerprint, format version, and a checksum per array. Orbax writes it beside its place and renames it, so
+it is whole or absent; checksums detect later damage. `choose_steps` says which checkpoint `--step` means.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+
+from hybrid_jax import sharding
+from hybrid_jax.config import BEST_METRICS
+from hybrid_jax.errors import StorageError, UserError
+from hybrid_jax.multihost import coordination
+from hybrid_jax.storage import best as best_checkpoint
+from hybrid_jax.storage import integrity
+from hybrid_jax.storage.integrity import check_sealed, checksums, sealed
+
+FORMAT_VERSION = 1
+
+
+def directory(workdir: str | os.PathLike) -> pathlib.Path:
+    """Returns where a workdir keeps its checkpoints."""
+    return pathlib.Path(workdir).absolute() / "checkpoints"
+
+
+class Checkpoints:
+    """Saves and restores the train state of one workdir."""
+
+    def __init__(self, workdir: str | os.PathLike, config=None, still_ours: Callable[[], None] = lambda: None):
+        """Opens the workdir's checkpoints: for training with its `config`, read-only without.
+
+        `still_ours` raises where another run has taken the workdir; it is asked before each save.
+        """
+        self._still_ours = still_ours
+        self._read_only = config is None
+        self._workdir, self._path = workdir, directory(workdir)
+        self._best = _Chosen()
+        if self._read_only and not self._path.is_dir():
+            raise UserError(f"--workdir={workdir}: holds no checkpoints; train first, with --mode=train")
+        policy = None
+        if config is not None:
+            policies: list[Any] = [ocp.checkpoint_managers.LatestN(config.checkpoint.keep_last), self._best]
+            if config.checkpoint.keep_every:
+                policies.append(ocp.checkpoint_managers.EveryNSteps(config.checkpoint.keep_every))
+            policy = ocp.checkpoint_managers.AnyPreservationPolicy(policies)
+            self._remove_unfinished()
+            _silence_writes_after_the_first_that_fails()
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy, create=not self._read_only, read_only=self._read_only
+        )
+        self._manager = ocp.CheckpointManager(self._path, options=options)
+        self._saving: int | None = None
+
+    def steps(self) -> list[int]:
+        """Returns the steps that have a checkpoint, in ascending order."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state, config, fingerprint: str | None) -> None:
+        """Starts writing the state; returns as soon as its arrays may be overwritten.
+
+        Without optimizer state and fingerprint it is weights that were not trained here, to be read but not resumed.
+
+        Raises:
+          StorageError: this save cannot start, the one before has failed, or its checkpoint has been removed.
+        """
+        step = int(state.step)
+        self.wait()
+        if step in self._manager.all_steps():
+            return
+        removed = self._saving is not None and coordination.is_first() and not (self._path / str(self._saving)).is_dir()
+        metric = config.checkpoint.best_metric
+        # Whoever reads the results' files first: all processes must delete the same checkpoints.
+        best = best_checkpoint.best_step(self._workdir, metric, self.steps()) if metric else None
+        self._best.step = coordination.from_first(best)
+        parts = state.saved()
+        meta = {
+            "format_version": FORMAT_VERSION,
+            "step": step,
+            "seed": config.seed,
+            "config": config.to_dict(),
+            "fingerprint": fingerprint,
+            "parts": sorted(parts),
+            "checksums": checksums(parts),
+        }
+        items = {name: ocp.args.StandardSave({"tree": part}) for name, part in parts.items()}
+        self._saving = step
+        with self._explained():
+            args = ocp.args.Composite(meta=ocp.args.JsonSave(sealed(meta)), **items)
+            self._manager.save(step, args=args, force=True)
+        if removed:
+            # What was computed is not lost, but whoever removed it did not want, or does not know of, this run.
+            self.wait()
+            raise StorageError(f"{self._path} was removed during the run; step {step} is saved there, the run ends")
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """Returns the `meta` item of one checkpoint; raises DamagedError where it cannot be read."""
+        with coordination.together(DamagedError), _as_damaged(step):
+            if integrity.size_on_disk(self._path / str(step) / "meta") > integrity.LARGEST_META:
+                raise ValueError("meta is too large")
+            meta = ocp.JsonCheckpointHandler().restore(self._path / str(step) / "meta")
+            check_sealed(meta)
+            if meta["step"] != step:
+                raise ValueError(f"it is of step {meta['step']}")
+            if meta["format_version"] != FORMAT_VERSION:
+                raise UserError(f"checkpoint {step}: format {meta['format_version']}, not {FORMAT_VERSION}")
+            return meta
+
+    def config(self, step: int) -> ml_collections.ConfigDict:
+        """Returns the config of one checkpoint, a model of which its files can hold.
+
+        Raises:
+          DamagedError: it cannot be read, or is none.
+          UserError: a field that does not exist, or a value that is not allowed.
+        """
+        meta = self.meta(step)
+        with coordination.together(DamagedError, UserError), _as_damaged(step):
+            try:
+                return integrity.config_of(meta["config"], integrity.size_on_disk(self._path / str(step)))
+            except UserError as error:
+                raise UserError(f"checkpoint {step}: {error}") from error
+
+    def restore(self, step: int, targets: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Restores parts of one checkpoint and verifies every array of them.
+
+        Args:
+          step: which checkpoint.
+          targets: {part: tree of jax.ShapeDtypeStruct, with shardings if they matter}.
+
+        Returns:
+          ({part: tree}, meta).
+
+        Raises:
+          DamagedError: a part cannot be read, or an array differs from what was saved.
+        """
+        meta = self.meta(step)
+        with coordination.together(DamagedError), _as_damaged(step):
+            wanted = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(targets))
+            integrity.check_bytes(wanted, integrity.size_on_disk(self._path / str(step)))
+            parts = {name: self._read(step, name, target) for name, target in targets.items()}
+        with _as_damaged(step):
+            for path, value in checksums(parts).items():
+                if meta["checksums"][path] != value:
+                    raise ValueError(f"checksum of {path} differs")
+        return parts, meta
+
+    def _read(self, step: int, name: str, target: Any) -> Any:
+        # Not through the manager, whose processes wait for one another even where one cannot read.
+        handler, where = ocp.StandardCheckpointHandler(), self._path / str(step) / name
+        return handler.restore(where, args=ocp.args.StandardRestore({"tree": target}))["tree"]
+
+    def restore_latest(self, state, accept: Callable[[dict[str, Any]], None], log: Callable[[str], None] = print):
+        """Restores the newest undamaged checkpoint into the shape and place of `state`.
+
+        Damaged ones are named; once an older one is restored, they are set aside as `damaged-<step>-<n>`.
+
+        Args:
+          state: TrainState of jax.ShapeDtypeStruct with shardings.
+          accept: sees a checkpoint's meta before its arrays are read; raises UserError to refuse it.
+          log: takes the line about a damaged checkpoint.
+
+        Returns:
+          (state, meta), or None where the workdir never had a checkpoint.
+
+        Raises:
+          UserError: there are checkpoints and all of them are damaged, or `accept` refuses.
+        """
+        targets = state.saved()
+        damaged: list[int] = []
+        for step in reversed(self.steps()):
+            try:
+                meta = self.meta(step)
+                if "opt_state" not in meta["parts"]:
+                    how = f"begin another run with --fork_from={self._workdir}"
+                    raise UserError(f"--workdir={self._workdir}: holds converted weights without an optimizer; {how}")
+                accept(meta)
+                parts, meta = self.restore(step, targets)
+            except DamagedError as error:
+                log(str(error))
+                damaged.append(step)
+                continue
+            self._set_aside(damaged)
+            # The step is part of the directory's name and of meta; it needs the others' placement.
+            at = sharding.place(np.int32(step), state.step.sharding)
+            return state.restored(at, parts, meta["seed"]), meta
+        if damaged or any(self._path.glob("damaged-*")):
+            raise UserError(f"every checkpoint in {self._path} is damaged: start in another --workdir")
+        return None
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if not steps:
+            return
+        for step in steps if coordination.is_first() else ():
+            number = len(list(self._path.glob(f"damaged-{step}-*")))
+            (self._path / str(step)).rename(self._path / f"damaged-{step}-{number}")
+        coordination.meet()
+        self._manager.reload()
+
+    def check(self) -> None:
+        """Raises StorageError if a save has failed or another run has the workdir; waits for nothing."""
+        self._still_ours()
+        if not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when all saves are on disk; raises StorageError if one failed."""
+        with self._explained():
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for saves and frees the manager's threads; raises StorageError if one failed."""
+        with self._explained():
+            self._manager.close()
+
+    def _remove_unfinished(self) -> None:
+        """Removes what killed or failed saves left, which nothing else does and which fills the disk."""
+        if coordination.is_first():
+            for left in self._path.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(left, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        # As with damage, what fails in writing comes as many types.
+        try:
+            yield
+        except (StorageError, MemoryError):
+            raise
+        except Exception as error:
+            told = re.search(r"(?:.*: )?(.+) \[os_error_code=", str(error))
+            # A full disk and a full device are one kind of error to TensorStore.
+            if told is None and "RESOURCE_EXHAUSTED" in str(error):
+                raise
+            reason = (told and told[1]) or getattr(error, "strerror", None) or _first_line(error)
+            whole = [int(p.name) for p in self._path.glob("*") if p.name.isdigit() and int(p.name) != self._saving]
+            kept = f"checkpoint {max(whole)} is kept" if whole else "there is no other"
+            raise StorageError(
+                f"{self._path}: checkpoint {self._saving} could not be saved ({reason}); {kept}"
+            ) from error
+
+
+class _Chosen:
+    """A preservation policy that keeps one checkpoint, the best so far where there is one."""
+
+    def __init__(self) -> None:
+        self.step: int | None = None
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """Returns which of the checkpoints to keep."""
+        return [checkpoint.step == self.step for checkpoint in checkpoints]
+
+
+class DamagedError(Exception):
+    """A checkpoint that cannot be trusted; the message has the word "damaged" and the step."""
+
+
+@contextlib.contextmanager
+def _as_damaged(step: int) -> Iterator[None]:
+    # Orbax and TensorStore report damage by many exception types; all of them mean the same here.
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except PermissionError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        raise DamagedError(f"checkpoint {step} is damaged ({_first_line(error)})") from error
+
+
+def _silence_writes_after_the_first_that_fails() -> None:
+    """Keeps TensorStore from printing a traceback for each: their event loop has ended with the first one."""
+    before = sys.unraisablehook
+    if getattr(before, "silences", False):
+        return
+
+    def hook(args):
+        if not (args.exc_type is RuntimeError and str(args.exc_value) == "Event loop is closed"):
+            before(args)
+
+    setattr(hook, "silences", True)  # noqa: B010 - a function has no such field to the type checker
+    sys.unraisablehook = hook
+
+
+def _first_line(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+
+
+def choose_steps(
+    workdir: str | os.PathLike, step: int | str | None, checkpoints: Checkpoints, told: str = ""
+) -> list[int]:
+    """Returns the steps that `step` stands for, of which the first undamaged is meant.
+
+    Args:
+      workdir: of the run.
+      step: None or `latest`, `best`, or a step.
+      checkpoints: of that workdir.
+      told: the flag and value that an error names; by default those of --workdir and --step.
+
+    Raises:
+      UserError: no checkpoint, or none that `step` could mean.
+    """
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"{told or f'--workdir={workdir}'}: holds no checkpoint; train first, with --mode=train")
+    with coordination.together(UserError):
+        metric = _best_metric(workdir, checkpoints) if step == "best" else ""
+        chosen = choose(workdir, step, steps, metric, told or f"--step={step}")
+    # The results' files may reach one process later than another.
+    return coordination.from_first(chosen)
+
+
+def _best_metric(workdir: str | os.PathLike, checkpoints: Checkpoints) -> str:
+    """Returns the metric of `config.json`, which a resumed run may change, else the newest checkpoint's."""
+    try:
+        nested = json.loads((pathlib.Path(workdir) / "config.json").read_text(encoding="utf-8"))
+        return str(nested["checkpoint"]["best_metric"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    for step in reversed(checkpoints.steps()):
+        with contextlib.suppress(DamagedError):
+            return checkpoints.config(step).checkpoint.best_metric
+    return ""
+
+
+def choose(workdir: str | os.PathLike, step: int | str | None, steps: list[int], metric: str, told: str) -> list[int]:
+    """Returns the steps that a step's name stands for, the newest first.
+
+    Args:
+      workdir: of the run.
+      step: None or `latest` (the newest, then those before it), `best`, or a step.
+      steps: that have a checkpoint.
+      metric: what `best` goes by; empty where the run has none.
+      told: the flag and value that an error names.
+
+    Raises:
+      UserError: no such step; `best` without a metric or without an evaluation.
+    """
+    listed = ", ".join(map(str, steps))
+    if step in (None, "latest"):
+        return sorted(steps, reverse=True)
+    if step == "best":
+        if metric not in BEST_METRICS:
+            how = "train with --config.checkpoint.best_metric=... and --config.eval.every_steps above 0"
+            raise UserError(f"{told}: this run chose no checkpoint.best_metric; {how}, or take one of {listed}")
+        best = best_checkpoint.best_step(workdir, metric, steps)
+        if best is None:
+            how = "train on to the next evaluation, or --mode=eval --step=N"
+            raise UserError(f"{told}: no checkpoint has a validation {metric} yet; {how}; there are {listed}")
+        return [best]
+    if str(step) not in map(str, steps):
+        raise UserError(f"{told}: must be latest, best or one of {listed}")
+    return [int(step)]
