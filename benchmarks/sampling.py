@@ -97,7 +97,7 @@ def cached() -> Callable[[], float]:
 
     @jax.jit
     def function(params, palette, keys, prompt, draw):
-        return sampler.sample_tokens(sampler.sequential(model, params, palette), keys, prompt, draw)
+        return sampler.sample_tokens(sampler.incremental_model(model, params, palette), keys, prompt, draw)
 
     def call() -> float:
         jax.block_until_ready(function(*whole, *cut, sampler.Draw(1.0)))
@@ -120,8 +120,8 @@ def uncached() -> Callable[[], float]:
     def function(params, palette, keys, drawn):
         def token(i, drawn):
             every = model.apply({"params": params}, drawn, palette, method=states)
-            progress = model.apply({"params": params}, every[:, i], method="begin_patch")
-            found, _ = model.apply({"params": params}, progress, 0, method="next_token")
+            progress = model.apply({"params": params}, every[:, i], method="init_state")
+            found, _ = model.apply({"params": params}, progress, 0, method="log_probs")
             chosen = draw(jax.vmap(lambda key: jax.random.fold_in(key, i))(keys), found)
             return jax.lax.dynamic_update_slice_in_dim(drawn, chosen[:, None, None], i, axis=1)
 

@@ -21,7 +21,7 @@ from hybrid_jax.inference.generation import Generator
 from hybrid_jax.models import hybrid
 from hybrid_jax.models import tokens as tokens_lib
 from hybrid_jax.models.hybrid import HybridModel
-from hybrid_jax.models.sampler import Sequential, sequential
+from hybrid_jax.models.sampler import IncrementalModel, incremental_model
 from hybrid_jax.utils.runtime import processor
 
 
@@ -115,23 +115,23 @@ def _compiled(module: HybridModel, batch: int, structure: Any, leaves: tuple) ->
     index = jax.ShapeDtypeStruct((), jnp.int32)
     patches = jax.ShapeDtypeStruct((batch, 1, spec.tokens_per_patch), jnp.int32)
 
-    def opened(steps: Sequential, cache, inputs, i):
+    def opened(steps: IncrementalModel, cache, inputs, i):
         progress, cache = steps.open(cache, inputs, i)
-        log_probs, progress = steps.next(progress, jnp.int32(0))
+        log_probs, progress = steps.log_probs(progress, jnp.int32(0))
         return cache, progress, jnp.exp(log_probs)
 
     def begin(params, palette):
-        steps = sequential(module, params, palette)
+        steps = incremental_model(module, params, palette)
         inputs, cache = steps.start(steps.empty_cache(batch), jnp.zeros((batch, 0, spec.tokens_per_patch), jnp.int32))
         return opened(steps, cache, inputs, jnp.int32(0))
 
     def token(params, palette, progress, last, j):
-        steps = sequential(module, params, palette)
-        log_probs, progress = steps.next(steps.observe(progress, j, last), j + 1)
+        steps = incremental_model(module, params, palette)
+        log_probs, progress = steps.log_probs(steps.update(progress, j, last), j + 1)
         return progress, jnp.exp(log_probs)
 
     def patch(params, palette, cache, before, i):
-        steps = sequential(module, params, palette)
+        steps = incremental_model(module, params, palette)
         inputs, cache = steps.close(cache, before, i)
         return opened(steps, cache, inputs, i + 1)
 

@@ -16,7 +16,7 @@ from hybrid_jax import compression
 from hybrid_jax.compression_sizes import compare, lossy, table
 from hybrid_jax.data.folder import find_images
 from hybrid_jax.data.inputs import open_inputs
-from hybrid_jax.errors import UserError, explained_memory
+from hybrid_jax.errors import UserError, oom_advice
 from hybrid_jax.inference import load as loading
 from hybrid_jax.inference import model as model_lib
 from hybrid_jax.utils.cli import Parser, exit_code, say
@@ -113,7 +113,7 @@ def _run(flags: argparse.Namespace) -> None:
 def _about(source: str) -> Iterator[None]:
     """Says of an error which input it is about, and of lacking memory what helps."""
     try:
-        with explained_memory("give a lower --batch_size when compressing"):
+        with oom_advice("give a lower --batch_size when compressing"):
             yield
     except UserError as error:
         raise UserError(f"--input={source}: {error}") from error

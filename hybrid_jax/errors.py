@@ -51,7 +51,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
 
 
 @contextlib.contextmanager
-def explained_memory(advice: str) -> Iterator[None]:
+def oom_advice(advice: str) -> Iterator[None]:
     """Turns a device's out-of-memory error into one UserError that says which settings help."""
     try:
         yield

@@ -13,7 +13,7 @@ from hybrid_jax import config as config_lib
 from hybrid_jax import evaluators, sharding
 from hybrid_jax.anomaly import fit as anomaly_fit
 from hybrid_jax.data import augment, sources
-from hybrid_jax.errors import UserError, explained_memory
+from hybrid_jax.errors import UserError, oom_advice
 from hybrid_jax.evaluators import ahead
 from hybrid_jax.evaluators.feature_cache import FeatureCache
 from hybrid_jax.evaluators.features import FeatureStore
@@ -33,12 +33,12 @@ def evaluate_and_report(
     config,
     workdir: str | os.PathLike,
     log: Callable[[str], None],
-    leave_if_asked: Callable[[], None] = lambda: None,
+    raise_if_preempted: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Runs config.eval.evaluators and writes their results; returns headline values by metric name.
 
     Of several processes each does all of it, since each must call the model alike; only the first writes.
-    `leave_if_asked` is called now and then, and may end it by raising Preempted.
+    `raise_if_preempted` is called now and then, and may end it by raising Preempted.
     """
     workdir = pathlib.Path(workdir)
     log(f"evaluating step {model.step} ...")
@@ -51,8 +51,8 @@ def evaluate_and_report(
     with ahead.compiling(features, config, log) as later:
         views = later(lambda: sample_views(config, data))
         write_anomaly(features, config, workdir, log)
-        results = evaluators.evaluate(model, data, config, workdir, log, features, leave_if_asked)
-        leave_if_asked()
+        results = evaluators.evaluate(model, data, config, workdir, log, features, raise_if_preempted)
+        raise_if_preempted()
         for row in results:
             if not row.get("detail"):
                 log(summary_line(row))
@@ -83,31 +83,31 @@ def evaluate_workdir(workdir: str | os.PathLike, step: str | None, eval_section,
     """
     log = coordination.only_first(log)
     # Before hours of work whose results could not be kept.
-    with coordination.together(UserError), writable(workdir):
+    with coordination.raise_on_all_processes(UserError), writable(workdir):
         pass
     mesh = sharding.all_devices() if coordination.several() else None
     with (
         preemption.StopRequests(mesh) as stops,
-        stops.may_leave("stopped; the same command evaluates again") as leave_if_asked,
+        stops.preemptible("stopped; the same command evaluates again") as raise_if_preempted,
     ):
-        return _evaluate_workdir(workdir, step, eval_section, log, mesh, leave_if_asked)
+        return _evaluate_workdir(workdir, step, eval_section, log, mesh, raise_if_preempted)
 
 
-def _evaluate_workdir(workdir, step, eval_section, log, mesh, leave_if_asked) -> dict[str, float]:
+def _evaluate_workdir(workdir, step, eval_section, log, mesh, raise_if_preempted) -> dict[str, float]:
     model = loading.load(workdir, step, log, mesh)
     config = model.config
     if eval_section is not None:
         with config.unlocked():
             config.eval = eval_section
         config_lib.validate(config)
-    with coordination.together(UserError), coordination.first_goes_first():
+    with coordination.raise_on_all_processes(UserError), coordination.first_goes_first():
         data = sources.load(config)
     data.check(model.fingerprint, config.data.path)
-    with coordination.together(UserError), coordination.first_goes_first():
+    with coordination.raise_on_all_processes(UserError), coordination.first_goes_first():
         evaluators.check(data.for_evaluation(config.eval.max_images), config)
     advice = f"lower config.eval.batch_size={config.eval.batch_size}"
-    with explained_memory(advice), still_writable(workdir):
-        return evaluate_and_report(model, data, config, workdir, log, leave_if_asked)
+    with oom_advice(advice), still_writable(workdir):
+        return evaluate_and_report(model, data, config, workdir, log, raise_if_preempted)
 
 
 def summary_line(row: dict) -> str:

@@ -93,7 +93,7 @@ def ignored(workdir: pathlib.Path, fork_from: str) -> str:
 def forget(workdir: pathlib.Path, log: Log) -> None:
     """Removes what an earlier start noted, for a run that saved nothing and now begins without a fork."""
     before = _origin(workdir).get("fork_from")
-    coordination.meet()
+    coordination.barrier()
     if before:
         log(f"starting anew, not as the fork of {before} that saved nothing here: --fork_from was not given")
         if coordination.is_first():
@@ -117,7 +117,7 @@ def _read(workdir: pathlib.Path, fork_from: str, mesh: Mesh, log: Log) -> tuple[
     with contextlib.closing(Checkpoints(directory)) as checkpoints:
         # The other run may have gone on since; the same command gives the same bits.
         again = before.get("fork_from") == fork_from and before.get("step") in checkpoints.steps()
-        steps = coordination.from_first([before["step"]] if again else None)
+        steps = coordination.broadcast_from_process_zero([before["step"]] if again else None)
         for step in steps or choose_steps(directory, asked, checkpoints, told):
             try:
                 source = checkpoints.config(step)

@@ -92,7 +92,7 @@ def _sample(workdir: str) -> None:
 
 def main() -> None:
     """Entry point of `hybrid-jax` and `python -m hybrid_jax.main`."""
-    cli.answer(run, __doc__)
+    cli.run_cli(run, __doc__)
 
 
 if __name__ == "__main__":

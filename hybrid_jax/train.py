@@ -15,7 +15,7 @@ from hybrid_jax import evaluators, initialize, metric_writers, sharding, train_s
 from hybrid_jax import metrics as metrics_lib
 from hybrid_jax.anomaly import fit as anomaly_fit
 from hybrid_jax.data import feed, pipeline, sources
-from hybrid_jax.errors import NonFiniteError, Preempted, UserError, explained_memory, reject
+from hybrid_jax.errors import NonFiniteError, Preempted, UserError, oom_advice, reject
 from hybrid_jax.evaluate import evaluate_and_report, write_anomaly
 from hybrid_jax.evaluators.features import FeatureStore
 from hybrid_jax.inference import model as model_lib
@@ -59,7 +59,7 @@ def train_and_evaluate(
         f"config.train.microbatches={config.train.microbatches}, or set config.model.remat=True"
     )
     with contextlib.ExitStack() as stack:
-        with coordination.together(UserError), coordination.first_goes_first():
+        with coordination.raise_on_all_processes(UserError), coordination.first_goes_first():
             data = sources.load(config)
             pipeline.steps_per_epoch(len(data.train.images), config.train.batch_size)
             seen = data.for_evaluation(config.eval.max_images)
@@ -71,7 +71,7 @@ def train_and_evaluate(
         coordination.check_same(
             config=config_lib.to_json(config), fingerprint=data.fingerprint, fork_from=str(fork_from)
         )
-        stack.enter_context(explained_memory(advice))
+        stack.enter_context(oom_advice(advice))
         stops = stack.enter_context(preemption.StopRequests(mesh))
         checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(workdir, config, still_ours)))
         state, start = _restore_or_init(config, workdir, checkpoints, data, mesh, fork_from, log)
@@ -96,8 +96,8 @@ def _run(config, workdir, data, mesh, state, start, checkpoints, writer, stops, 
     def evaluate(state) -> dict[str, float]:
         message = f"stopped while step {int(state.step)} was evaluated, which is saved; the same command continues"
         advice = f"lower config.eval.batch_size={config.eval.batch_size}"
-        with clock.paused(), explained_memory(advice), stops.may_leave(message) as leave_if_asked:
-            results = evaluate_and_report(model.with_state(state), data, config, workdir, log, leave_if_asked)
+        with clock.paused(), oom_advice(advice), stops.preemptible(message) as raise_if_preempted:
+            results = evaluate_and_report(model.with_state(state), data, config, workdir, log, raise_if_preempted)
         writer.scalars(int(state.step), results)
         return results
 
@@ -107,7 +107,7 @@ def _run(config, workdir, data, mesh, state, start, checkpoints, writer, stops, 
     for step in range(start, total):
         # Here, not after the save, so that a run stopped in between evaluates when it resumes.
         due = config.eval.every_steps > 0 and step > 0 and step % config.eval.every_steps == 0
-        if due and not coordination.from_first(results_path(workdir, step).exists()):
+        if due and not coordination.broadcast_from_process_zero(results_path(workdir, step).exists()):
             evaluate(state)
         elif due and step > start and coordination.is_first():
             writer.scalars(step, read_headline(workdir, step))
@@ -137,13 +137,13 @@ def _run(config, workdir, data, mesh, state, start, checkpoints, writer, stops, 
         if leaves:
             raise Preempted(f"stopped at step {done}, which is saved; the same command continues")
     checkpoints.wait()
-    if start == total and coordination.from_first(results_path(workdir, total).exists()):
+    if start == total and coordination.broadcast_from_process_zero(results_path(workdir, total).exists()):
         log(f"already trained and evaluated; --mode=eval evaluates again; report: {workdir / 'report.html'}")
         return _last_metrics(workdir) | read_headline(workdir, total)
     if config.eval.every_steps < 0 and not (
-        start == total and coordination.from_first(anomaly_fit.path_of(workdir, total).exists())
+        start == total and coordination.broadcast_from_process_zero(anomaly_fit.path_of(workdir, total).exists())
     ):
-        with explained_memory(f"lower config.eval.batch_size={config.eval.batch_size}"):
+        with oom_advice(f"lower config.eval.batch_size={config.eval.batch_size}"):
             seen = data.for_evaluation(config.eval.max_images)
             write_anomaly(FeatureStore(model.with_state(state), seen), config, workdir, log)
     return (last or _last_metrics(workdir)) | (evaluate(state) if config.eval.every_steps >= 0 else {})
@@ -197,7 +197,7 @@ def _fit_palette(config, data, log: Log) -> tokens.Palette | None:
     except ValueError as error:
         raise reject("model.palette_size", spec.vocab_size, f"the data have {error}") from error
     # Another kind of processor may round k-means otherwise.
-    colours = np.array(coordination.from_first(colours.tolist()), np.float32)
+    colours = np.array(coordination.broadcast_from_process_zero(colours.tolist()), np.float32)
     palette = tokens.Palette.from_colours(colours)
     psnr = tokens.palette_psnr(data.train.images[:1000], spec, palette)
     log(f"palette: {spec.vocab_size} colours, PSNR {psnr:.2f} dB on the first 1,000 training images")

@@ -15,7 +15,7 @@ from hybrid_jax import optim, sharding
 from hybrid_jax.models import hybrid, tokens
 
 
-def once_per_config(function):
+def cached_by_config(function):
     """Caches a function of (config, mesh): equal configs, as in a resumed run, are not traced and compiled again.
 
     The seed is not part of it: it travels with the state, so that runs of several seeds share one compiled step.
@@ -76,7 +76,7 @@ def _fresh_state(config, seed: jax.Array, palette: tokens.Palette | None) -> Tra
     return TrainState(jnp.zeros((), jnp.int32), params, ema, opt_state, palette, seed)
 
 
-@once_per_config
+@cached_by_config
 def abstract_state(config, mesh: Mesh | None = None) -> TrainState:
     """Returns the state's shapes, dtypes and, given a mesh, shardings; computes nothing."""
     palette = tokens.abstract_palette(tokens.TokenSpec.from_config(config))
@@ -100,7 +100,7 @@ def init_state(config, mesh: Mesh, palette: tokens.Palette | None) -> TrainState
     return _make_init(config, mesh)(np.uint32(config.seed), palette)
 
 
-@once_per_config
+@cached_by_config
 def _make_init(config, mesh: Mesh):
     shardings = state_sharding(config, mesh)
     return jax.jit(lambda seed, palette: _fresh_state(config, seed, palette), out_shardings=shardings)

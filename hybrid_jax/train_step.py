@@ -18,8 +18,8 @@ from hybrid_jax import config as config_lib
 from hybrid_jax import losses, optim, sharding
 from hybrid_jax.data import augment
 from hybrid_jax.models import attention, hybrid, tokens
-from hybrid_jax.models.transformer import rounded_kernels
-from hybrid_jax.train_state import TrainState, abstract_state, once_per_config, state_sharding
+from hybrid_jax.models.transformer import cast_block_kernels
+from hybrid_jax.train_state import TrainState, abstract_state, cached_by_config, state_sharding
 
 Metrics = dict[str, jax.Array]
 
@@ -87,7 +87,7 @@ def forward(model: hybrid.HybridModel, params, batch: Batch, palette) -> tuple[j
         return token_log_prob(model, params, batch, palette), None
     if not model.generative:
         return None, embed_views(model, params, batch, palette)
-    params = rounded_kernels(params, jnp.dtype(model.config.dtype))
+    params = cast_block_kernels(params, jnp.dtype(model.config.dtype))
     views, keep = _flat_views(batch)
     found: Any = model.apply(
         {"params": params}, batch.likelihood, views, palette, keep, method="log_prob_and_embedding"
@@ -204,7 +204,7 @@ def _model_on(config, mesh: Mesh) -> hybrid.HybridModel:
     return hybrid.build_model(config, sharding.constrain_batch(mesh), attend)
 
 
-@once_per_config
+@cached_by_config
 def make_train_step(config, mesh: Mesh) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
     """Returns step(state, images) -> (state, metrics), compiled once; the state passed in is donated.
 
@@ -242,7 +242,7 @@ def abstract_arguments(config, mesh: Mesh) -> tuple[TrainState, jax.ShapeDtypeSt
     return abstract_state(config, mesh), jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding.batch_sharding(mesh))
 
 
-@once_per_config
+@cached_by_config
 def make_gradient_comparison(config, mesh: Mesh) -> Callable[[TrainState, jax.Array], Metrics]:
     """Returns compare(state, images) -> metrics: do the two losses pull the encoder together or apart?
 

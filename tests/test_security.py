@@ -102,7 +102,7 @@ def test_an_unreadable_file_with_a_hostile_name_is_one_line(tmp_path, monkeypatc
         file.write(b"no image")
     monkeypatch.setattr(cli, "parse", lambda *args: None)
     with pytest.raises(SystemExit) as ended:
-        cli.answer(lambda: next(open_inputs(tmp_path).chunks((8, 8), 1, 10, "stop")), "")
+        cli.run_cli(lambda: next(open_inputs(tmp_path).chunks((8, 8), 1, 10, "stop")), "")
     told = capsys.readouterr().err
     assert ended.value.code == 2 and told.count("\n") == 1 and "\\x1b" in told and "\x1b" not in told
 

@@ -25,7 +25,7 @@ from hybrid_jax.comparison.arms import Arm, Overrides
 from hybrid_jax.comparison.claims import LIKELIHOODS
 from hybrid_jax.comparison.measures import PROTOCOLS, Measured
 from hybrid_jax.data import sources
-from hybrid_jax.errors import Preempted, UserError, explained_memory
+from hybrid_jax.errors import Preempted, UserError, oom_advice
 from hybrid_jax.inference.load import load
 from hybrid_jax.models import flops
 from hybrid_jax.models.tokens import TokenSpec
@@ -131,7 +131,7 @@ def compare(config, workdir: str | os.PathLike, seeds: str, arms: str, log: Log 
             (workdir / name).mkdir(parents=True, exist_ok=True)
     comparison = Comparison(config, workdir, data, log)
     try:
-        with still_writable(workdir), explained_memory(f"lower config.eval.batch_size={config.eval.batch_size}"):
+        with still_writable(workdir), oom_advice(f"lower config.eval.batch_size={config.eval.batch_size}"):
             tuned = comparison.tune(chosen)
             runs = comparison.run(chosen, numbers, tuned)
             floors = comparison.floors(chosen[0], numbers[0])

@@ -60,7 +60,7 @@ class FeatureCache:
             return compute()
         path, key = folder / f"{name}.npz", _content(images)
         try:
-            with coordination.together(_MissingError):
+            with coordination.raise_on_all_processes(_MissingError):
                 found = _read(path, key, len(images))
         except _MissingError:
             found = compute()

@@ -67,7 +67,7 @@ def open_encoder(choice: str) -> FrozenEncoder:
     check(choice)
     if choice == RANDOM_CONV:
         return FrozenEncoder(RANDOM_CONV, random_conv)
-    # Of several processes each embeds for itself: with a stand-in's numbers known, another may not come here.
+    # Of several processes each embeds for itself: with the numbers of a baseline known, another may not come here.
     here = jax.make_mesh((1, 1), sharding.BATCH_AXES, axis_types=(AxisType.Auto,) * 2, devices=jax.local_devices()[:1])
     model = loading.load(choice, mesh=here)
     found = checksum(model.params)

@@ -168,7 +168,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class NearCopies:
+class Memorization:
     """Training images in some features, and how near to them images are that are no copies.
 
     Attributes:
@@ -180,7 +180,7 @@ class NearCopies:
     test_distances: np.ndarray
 
     @classmethod
-    def of(cls, train: np.ndarray, test: np.ndarray) -> "NearCopies":
+    def of(cls, train: np.ndarray, test: np.ndarray) -> "Memorization":
         """Measures (m, D) features of test images against (n, D) ones of training images."""
         return cls(train, nearest_distance(test, train)[0])
 

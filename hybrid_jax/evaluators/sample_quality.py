@@ -5,14 +5,14 @@ checkpoint that is judged: a Frechet distance (not the FID, which has another en
 coverage at k = 5. Then come a classification accuracy score on the real test images, and the share of near copies of
 training images. n is `num_images`, at most the test images and half of the training images.
 
-Stand-ins are measured in the samples' place, and every number stands beside theirs:
+Baselines are measured in the samples' place, and every number stands beside theirs:
 
 - real test images, which no model can be asked to beat (the classification score, whose test they are, has the
   first n training images instead, which the labeller never saw);
 - histogram samples, which know each position's values and nothing else;
 - where tokens are lossy, test images in the model's tokens: the best that its samples could be.
 
-Only the stand-ins, the threshold of near copies and the classification score read the test split.
+Only the baselines, the threshold of near copies and the classification score read the test split.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from hybrid_jax.evaluators.features import (
 )
 from hybrid_jax.evaluators.frozen_encoder import FrozenEncoder
 from hybrid_jax.evaluators.sample_metrics import (
-    NearCopies,
+    Memorization,
     count_copies,
     frechet_distance,
     precision_recall_density_coverage,
@@ -90,7 +90,7 @@ class Judge:
         return [distance, *(Score(name, "", "train", values, {"k": K}) for name, values in near.items())]
 
     def copies(self, images: np.ndarray) -> list[Score]:
-        """Looks for copies of training images among (n, H, W, C) uint8 images; see `near_copies`.
+        """Looks for copies of training images among (n, H, W, C) uint8 images; see `sample_metrics.count_copies`.
 
         All as tokens show it: a copy in a palette's colours is a copy.
         """
@@ -119,15 +119,15 @@ class Judge:
         return self.encoder.embed(self._data.train.images)
 
     @functools.cached_property
-    def _near(self) -> dict[str, tuple[Callable, NearCopies]]:
+    def _near(self) -> dict[str, tuple[Callable, Memorization]]:
         """How images become the features in which copies are looked for, and what they are compared with."""
         train, test = self._data.train.images, self.shown(self._data.test.images)
         shown = self.shown(train)
         bank = self._bank if shown is train else self.encoder.embed(shown)
-        pixels = NearCopies.of(raw_pixels(shown), raw_pixels(test))
+        pixels = Memorization.of(raw_pixels(shown), raw_pixels(test))
         return {
             PIXELS: (raw_pixels, pixels),
-            FEATURES: (self.encoder.embed, NearCopies.of(bank, self.encoder.embed(test))),
+            FEATURES: (self.encoder.embed, Memorization.of(bank, self.encoder.embed(test))),
         }
 
     @functools.cached_property
@@ -218,10 +218,10 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     Args:
       features: of a model with a likelihood; its samples are drawn, its features are not computed.
       config: resolved; `eval.sample_quality` and `seed` are read.
-      floors: where the stand-ins' numbers are kept.
+      floors: where the baselines' numbers are kept.
 
     Returns:
-      Results whose `floor` holds the stand-ins' numbers: `frechet_distance` (lower is better), `precision`, `recall`,
+      Results whose `floor` holds the baselines' numbers: `frechet_distance` (lower is better), `precision`, `recall`,
       `density`, `coverage`, `near_copy_share` (variants `in pixels` and `in features`, no score but a warning, with
       `exact_copies`), and `classification_accuracy_score` with the validation split's beside it.
 
@@ -233,12 +233,12 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     settings = config.eval.sample_quality
     judge = _judge(features, settings)
     shared = {"protocol": PROTOCOL, "encoder": judge.encoder.name, "n": judge.n}
-    stand_ins = _stand_ins(features, judge, config.seed)
+    baselines = _baselines(features, judge, config.seed)
     key = {**shared, "data": features.data.fingerprint, "seed": config.seed, **_tokens(features.model)}
     samples = features.samples(judge.n, config.seed, settings.temperature)
 
     def results(measure: Measure, names: tuple[str, ...]) -> list[dict]:
-        found = functools.cache(lambda name: {_key(s): float(s.values.mean()) for s in measure(stand_ins[name]())})
+        found = functools.cache(lambda name: {_key(s): float(s.values.mean()) for s in measure(baselines[name]())})
 
         def floor(score: Score) -> dict[str, float]:
             asked = {"metric": score.metric, "variant": score.variant, "split": score.split}
@@ -270,7 +270,7 @@ def _judge(features: FeatureStore, settings) -> Judge:
     return Judge(data, n, encoder, functools.partial(_shown, model))
 
 
-def _stand_ins(features: FeatureStore, judge: Judge, seed: int) -> dict[str, Callable[[], np.ndarray]]:
+def _baselines(features: FeatureStore, judge: Judge, seed: int) -> dict[str, Callable[[], np.ndarray]]:
     """How the images are made that take the samples' place, since most often their numbers are known."""
     model, train, test = features.model, features.data.train.images, features.data.test.images
     return {
@@ -306,7 +306,7 @@ def _shown(model, images: np.ndarray) -> np.ndarray:
 
 
 def _tokens(model) -> dict[str, str]:
-    """What stand-ins depend on beside the data."""
+    """What baselines depend on beside the data."""
     found = {"spec": repr(model.spec)}
     if model.palette is not None:
         found["palette"] = model.palette.digest()

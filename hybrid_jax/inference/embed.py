@@ -11,7 +11,7 @@ import numpy as np
 import tqdm
 
 from hybrid_jax.data.inputs import Inputs, open_inputs
-from hybrid_jax.errors import UserError, explained_memory
+from hybrid_jax.errors import UserError, oom_advice
 from hybrid_jax.inference import load as loading
 from hybrid_jax.inference import model as model_lib
 from hybrid_jax.utils.cli import printable
@@ -57,7 +57,7 @@ def embed_workdir(
     advice = f"give --config and a lower --config.eval.batch_size, here {model.config.eval.batch_size}"
     try:
         # Without a name where the system allows it, so that not even a killed run leaves it behind.
-        with tempfile.TemporaryFile(dir=target.parent) as rows, explained_memory(advice):
+        with tempfile.TemporaryFile(dir=target.parent) as rows, oom_advice(advice):
             columns = _embed(model, inputs, layer, on_error, rows)
             _save(target, columns)
     except OSError as error:

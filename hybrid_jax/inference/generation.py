@@ -15,7 +15,7 @@ from hybrid_jax import sharding
 from hybrid_jax.errors import UserError
 from hybrid_jax.models import tokens as tokens_lib
 from hybrid_jax.models.hybrid import HybridModel
-from hybrid_jax.models.sampler import Draw, sample_tokens, sequential
+from hybrid_jax.models.sampler import Draw, incremental_model, sample_tokens
 from hybrid_jax.models.transformer import exact_products
 
 # Keys and values of a batch, on each device with memory of its own; what XLA copies of them while they grow comes to
@@ -69,7 +69,7 @@ class Generator:
             keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
             prompt = tokens_lib.encode(images, module.spec, palette)[:, :num_patches]
             with exact_products(module.config.dtype):
-                drawn, _ = sample_tokens(sequential(module, params, palette), keys, prompt, draw)
+                drawn, _ = sample_tokens(incremental_model(module, params, palette), keys, prompt, draw)
             return tokens_lib.decode(drawn, module.spec, palette)
 
         self._function = jax.jit(function, static_argnums=6, out_shardings=whole)

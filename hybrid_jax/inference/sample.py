@@ -13,7 +13,7 @@ from PIL import Image
 
 from hybrid_jax import sharding
 from hybrid_jax.data.inputs import open_inputs
-from hybrid_jax.errors import UserError, explained_memory
+from hybrid_jax.errors import UserError, oom_advice
 from hybrid_jax.inference import load as loading
 from hybrid_jax.inference import model as model_lib
 from hybrid_jax.inference.generation import kept_patches, known_pixels
@@ -81,7 +81,7 @@ def sample_workdir(
         raise UserError("--input is missing: the images of which --num_rows or --num_patches keep the beginning")
     model = loading.load(workdir, step, log, sharding.all_devices())
     model.config.eval.batch_size = batch_size or model.config.eval.batch_size
-    with explained_memory(f"give --config and a lower --config.eval.batch_size, here {model.config.eval.batch_size}"):
+    with oom_advice(f"give --config and a lower --config.eval.batch_size, here {model.config.eval.batch_size}"):
         if source is None:
             images = _drawn(model, np.zeros((num or 64, *model.spec.image_shape), np.uint8), 0, seed, how)
             sheet, told = laid_out(images[:SHOWN, None], _IN_A_ROW), f"{len(images)} samples"

@@ -59,16 +59,16 @@ class LinearHead(nn.Module):
         del values
         return -token_nll(self.logits(states)[..., None, :], tokens)
 
-    def begin(self, states: jax.Array) -> jax.Array:
-        """(B, D) states of one patch -> what `next` reads."""
+    def init_state(self, states: jax.Array) -> jax.Array:
+        """(B, D) states of one patch -> what `log_probs` reads."""
         return nn.log_softmax(self.logits(states))
 
-    def next(self, progress: jax.Array, j: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def log_probs(self, progress: jax.Array, j: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Log-probabilities of a patch's only token: (B, V) float32, nats, and the progress."""
         del j
         return progress, progress
 
-    def observe(self, progress: jax.Array, j: jax.Array, token: jax.Array, value: jax.Array) -> jax.Array:
+    def update(self, progress: jax.Array, j: jax.Array, token: jax.Array, value: jax.Array) -> jax.Array:
         """Takes a patch's only token, after which there is nothing to know."""
         del j, token, value
         return progress
@@ -187,13 +187,13 @@ class MaskedMLPHead(nn.Module):
         s, f = kernel.shape[:2]
         return (kernel * mask.T[:, None, :, None]).reshape(s * f, -1).astype(self.dtype)
 
-    def begin(self, states: jax.Array) -> "Progress":
-        """(B, D) states of one patch, of which no token is known -> what `next` and `observe` read."""
+    def init_state(self, states: jax.Array) -> "Progress":
+        """(B, D) states of one patch, of which no token is known -> what `log_probs` and `update` read."""
         b, (s, units) = len(states), self.hidden_bias.shape
         first = self.from_state(states).reshape(b, s, units)
         return Progress(first, jnp.broadcast_to(self.hidden_bias.astype(self.dtype), (b, s, units)))
 
-    def next(self, progress: "Progress", j: jax.Array) -> tuple[jax.Array, "Progress"]:
+    def log_probs(self, progress: "Progress", j: jax.Array) -> tuple[jax.Array, "Progress"]:
         """Distribution of token j, once, after all earlier ones were observed.
 
         Args:
@@ -216,7 +216,7 @@ class MaskedMLPHead(nn.Module):
         log_probs = (high[:, :, None] + low).reshape(len(high), -1)[:, : self.spec.vocab_size]
         return log_probs, progress.replace(second=second)
 
-    def observe(self, progress: "Progress", j: jax.Array, token: jax.Array, value: jax.Array) -> "Progress":
+    def update(self, progress: "Progress", j: jax.Array, token: jax.Array, value: jax.Array) -> "Progress":
         """Takes token j: (B,) int32 and its dequantised (B, values_per_token) float32."""
         seen = self._seen(token, value)
         told = jnp.einsum("bf,fsu->bsu", seen, self.from_tokens_kernel[j].astype(self.dtype))

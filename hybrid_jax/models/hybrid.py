@@ -115,17 +115,17 @@ class HybridModel(nn.Module):
         """The decoder's (B, Q, D) states of the positions from `start` on, with a cache of those before."""
         return self.decoder.states(inputs, start=start)[0]
 
-    def begin_patch(self, states: jax.Array) -> Any:
+    def init_state(self, states: jax.Array) -> Any:
         """(B, D) states of one position -> the head's progress in that patch."""
-        return self.head.begin(states)
+        return self.head.init_state(states)
 
-    def next_token(self, progress: Any, j: jax.Array) -> tuple[jax.Array, Any]:
+    def log_probs(self, progress: Any, j: jax.Array) -> tuple[jax.Array, Any]:
         """Log-probabilities of token j of the patch, (B, V) float32, nats; and the progress."""
-        return self.head.next(progress, j)
+        return self.head.log_probs(progress, j)
 
-    def observe_token(self, progress: Any, j: jax.Array, token: jax.Array, palette: tokens_lib.Palette | None) -> Any:
+    def update(self, progress: Any, j: jax.Array, token: jax.Array, palette: tokens_lib.Palette | None) -> Any:
         """Takes (B,) int32, token j of the patch."""
-        return self.head.observe(progress, j, token, tokens_lib.dequantise(token, self.spec, palette))
+        return self.head.update(progress, j, token, tokens_lib.dequantise(token, self.spec, palette))
 
     def view_embedding(
         self, tokens: jax.Array, palette: tokens_lib.Palette | None, keep: jax.Array | None = None

@@ -58,8 +58,8 @@ class Draw(flax.struct.PyTreeNode):
 
 
 @dataclasses.dataclass(frozen=True)
-class Sequential:
-    """The generative branch in generation order: `open` a patch, `next` and `observe` its tokens, `close` it.
+class IncrementalModel:
+    """The generative branch in generation order: `open` a patch, `log_probs` and `update` its tokens, `close` it.
 
     Made inside a jitted function, of traced parameters.
 
@@ -101,15 +101,15 @@ class Sequential:
     def open(self, cache: dict[str, Any], inputs: jax.Array, i: jax.Array) -> tuple[Any, dict[str, Any]]:
         """(B, 1, D) input at position i -> the head's progress in patch i, of which no token is known; the cache."""
         states, cache = self._apply("states", cache, inputs, i)
-        return self._apply("begin_patch", None, states[:, 0])[0], cache
+        return self._apply("init_state", None, states[:, 0])[0], cache
 
-    def next(self, progress: Any, j: jax.Array) -> tuple[jax.Array, Any]:
+    def log_probs(self, progress: Any, j: jax.Array) -> tuple[jax.Array, Any]:
         """Returns the (B, V) float32 log-probabilities (nats) of token j of the open patch, and the progress."""
-        return self._apply("next_token", None, progress, j)[0]
+        return self._apply("log_probs", None, progress, j)[0]
 
-    def observe(self, progress: Any, j: jax.Array, token: jax.Array) -> Any:
+    def update(self, progress: Any, j: jax.Array, token: jax.Array) -> Any:
         """Takes (B,) int32, token j of the open patch."""
-        return self._apply("observe_token", None, progress, j, token, self.palette)[0]
+        return self._apply("update", None, progress, j, token, self.palette)[0]
 
     def close(self, cache: dict[str, Any], patches: jax.Array, i: jax.Array | int) -> tuple[jax.Array, dict[str, Any]]:
         """(B, Q, S) tokens of the patches from i on -> (B, Q, D) inputs of the positions after them; the cache."""
@@ -124,13 +124,15 @@ class Sequential:
         return found, cache | changed["cache"]
 
 
-def sequential(model: HybridModel, params: Any, palette: tokens_lib.Palette | None) -> Sequential:
+def incremental_model(model: HybridModel, params: Any, palette: tokens_lib.Palette | None) -> IncrementalModel:
     """Returns the model one token at a time, whether or not its blocks are scanned or recomputed."""
     frozen = ml_collections.FrozenConfigDict({**model.config.to_dict(), "scan_layers": False, "remat": False})
-    return Sequential(model.clone(config=frozen), unstacked(params), palette)
+    return IncrementalModel(model.clone(config=frozen), unstacked(params), palette)
 
 
-def sample_tokens(steps: Sequential, keys: jax.Array, prompt: jax.Array, draw: Draw) -> tuple[jax.Array, jax.Array]:
+def sample_tokens(
+    steps: IncrementalModel, keys: jax.Array, prompt: jax.Array, draw: Draw
+) -> tuple[jax.Array, jax.Array]:
     """Draws the tokens that follow the first K patches, each from its exact distribution given all before.
 
     Args:
@@ -169,18 +171,18 @@ def sample_tokens(steps: Sequential, keys: jax.Array, prompt: jax.Array, draw: D
     return carry[2], carry[3]
 
 
-def _sample_patch(steps: Sequential, progress: Any, keys: jax.Array, draw: Draw) -> tuple[jax.Array, jax.Array]:
+def _sample_patch(steps: IncrementalModel, progress: Any, keys: jax.Array, draw: Draw) -> tuple[jax.Array, jax.Array]:
     """Draws the (B, S) tokens of the open patch; returns them and their log-probabilities, nats."""
     shape = (len(keys), steps.model.spec.tokens_per_patch)
 
     def token(j: jax.Array, carry):
         progress, tokens, log_probs = carry
-        found, progress = steps.next(progress, j)
+        found, progress = steps.log_probs(progress, j)
         chosen = draw(jax.vmap(lambda key: jax.random.fold_in(key, j))(keys), found)
         its_log_prob = jnp.take_along_axis(found, chosen[:, None], axis=1)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, chosen[:, None], j, axis=1)
         log_probs = jax.lax.dynamic_update_slice_in_dim(log_probs, its_log_prob, j, axis=1)
-        return steps.observe(progress, j, chosen), tokens, log_probs
+        return steps.update(progress, j, chosen), tokens, log_probs
 
     _, tokens, log_probs = jax.lax.fori_loop(0, shape[1], token, (progress, jnp.zeros(shape, int), jnp.zeros(shape)))
     return tokens, log_probs

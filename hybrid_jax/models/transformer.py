@@ -306,7 +306,7 @@ class Transformer(nn.Module):
         return x, list(stacked) if collect else []
 
 
-def rounded_kernels(params: Any, dtype: jnp.dtype) -> Any:
+def cast_block_kernels(params: Any, dtype: jnp.dtype) -> Any:
     """Returns parameters with the blocks' kernels in `dtype`, to which every use rounds them.
 
     Rounded once, the gradients of two passes over the encoder are added up in `dtype` before devices add theirs; of

@@ -53,13 +53,13 @@ def service() -> Any:
     return distributed_state().client
 
 
-def meet(name: str | None = None, milliseconds: int = _LONG) -> None:
+def barrier(name: str | None = None, milliseconds: int = _LONG) -> None:
     """Waits for all processes; a name is used once in a run, None = the next of a row."""
     if several():
         service().wait_at_barrier(f"hybrid_jax/meet/{name or next(_calls)}", milliseconds)
 
 
-def from_first(value: Any) -> Any:
+def broadcast_from_process_zero(value: Any) -> Any:
     """Returns process 0's value, as JSON keeps it; all processes must call it in the same order."""
     if not several():
         return value
@@ -71,14 +71,14 @@ def from_first(value: Any) -> Any:
 
 def check_same(**values: str) -> None:
     """Raises UserError in all processes where one has another value than process 0."""
-    with together(UserError):
-        for name, value in from_first(values).items():
+    with raise_on_all_processes(UserError):
+        for name, value in broadcast_from_process_zero(values).items():
             if value != values[name]:
                 raise UserError(f"has another {name} than process 0: start all with one command, on the same data")
 
 
 @contextlib.contextmanager
-def together(*kinds: type[Exception]) -> Iterator[None]:
+def raise_on_all_processes(*kinds: type[Exception]) -> Iterator[None]:
     """Makes an error of these kinds in one process an error of that kind in all, so that none waits for the others."""
     if not several():
         yield
@@ -90,7 +90,7 @@ def together(*kinds: type[Exception]) -> Iterator[None]:
     except kinds as error:
         own = error
         service().key_value_set(f"{name}/{process()}", json.dumps([type(error).__name__, str(error)]))
-    meet(name)
+    barrier(name)
     if own is not None:
         raise own
     for path, told in sorted(service().key_value_dir_get(f"{name}/")):
@@ -103,9 +103,9 @@ def first_goes_first() -> Iterator[None]:
     """Lets process 0 through before the others, so that they find the files it makes."""
     name = str(next(_calls))
     if not is_first():
-        meet(name)
+        barrier(name)
     try:
         yield
     finally:
         if is_first():
-            meet(name)
+            barrier(name)

@@ -69,20 +69,20 @@ class StopRequests:
         return lambda: bool(answer)
 
     @contextlib.contextmanager
-    def may_leave(self, message: str) -> Iterator[Callable[[], None]]:
+    def preemptible(self, message: str) -> Iterator[Callable[[], None]]:
         """Inside, nothing is lost by stopping: a request raises Preempted with `message`.
 
         Alone, at once. Several processes must stop at one place: where they call the function that is yielded.
         """
 
-        def leave_if_asked() -> None:
+        def raise_if_preempted() -> None:
             if self.ask()():
                 raise Preempted(message)
 
-        leave_if_asked()
+        raise_if_preempted()
         self._message = None if several() else message
         try:
-            yield leave_if_asked
+            yield raise_if_preempted
         finally:
             self._message = None
 

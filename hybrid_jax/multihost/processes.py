@@ -14,7 +14,7 @@ import jax
 
 from hybrid_jax import jax_internals
 from hybrid_jax.errors import IncompatibleError, UserError, explain
-from hybrid_jax.multihost.coordination import coordinator_address, count, is_first, meet, process, service, several
+from hybrid_jax.multihost.coordination import barrier, coordinator_address, count, is_first, process, service, several
 
 # A process whose sign of life has not changed for this many looks is gone; one look a second.
 _LOOKS = 9
@@ -57,7 +57,7 @@ def joined(mode: str, coordinator: str | None, num_processes: int | None, proces
         yield
     except BaseException as error:
         _leave(error, watch)
-    meet("end")
+    barrier("end")
     watch.stop()
     jax.distributed.shutdown()
     watch.close()
@@ -123,7 +123,7 @@ def _leave(error: BaseException, watch: "_Watch") -> None:
     line, code = explain(error) or ("".join(traceback.format_exception(error)), 1)
     alone = False
     try:
-        meet("leave", _LEAVE_TOGETHER)
+        barrier("leave", _LEAVE_TOGETHER)
     except jax.errors.JaxRuntimeError:
         alone = True
     watch.stop()

@@ -13,10 +13,10 @@ def table(results: list[dict]) -> str:
     rows = [row for row in results if metric_of(row).samples]
     if not rows:
         return ""
-    stand_ins = [SHOWN] if any(SHOWN in row["floor"] for row in rows) else []
-    heads = ("measure", "samples", "real images", *stand_ins, HISTOGRAMS, "what it says")
+    baselines = [SHOWN] if any(SHOWN in row["floor"] for row in rows) else []
+    heads = ("measure", "samples", "real images", *baselines, HISTOGRAMS, "what it says")
     head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
-    body = "".join(_table_row(row, stand_ins) for row in rows)
+    body = "".join(_table_row(row, baselines) for row in rows)
     first = rows[0]
     caption = (
         f"{first['n']:,} samples at temperature {first['temperature']:g}, compared with as many training images in the "
@@ -29,13 +29,13 @@ def table(results: list[dict]) -> str:
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div><p class="caption">{html.escape(caption)}</p>'
 
 
-def _table_row(row: dict, stand_ins: list[str]) -> str:
+def _table_row(row: dict, baselines: list[str]) -> str:
     metric, words, floor = metric_of(row), verdict(row), row["floor"]
     value = metric.tell(row["value"])
     if row.get("standard_error"):
         value += f" ± {metric.tell(row['standard_error'])}"
     title = f"{metric.title} {row['variant']}" if "variant" in row else metric.title
-    shown = [floor.get(name) for name in (_real(row), *stand_ins, HISTOGRAMS)]
+    shown = [floor.get(name) for name in (_real(row), *baselines, HISTOGRAMS)]
     tone = "bad" if words.startswith((_SUSPECT, _WORST)) else ""
     cells = [
         ("", f"{html.escape(title)}<small>{html.escape('; '.join(_details(row)))}</small>"),

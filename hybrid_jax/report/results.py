@@ -25,7 +25,7 @@ class Metric:
       lower: whether lower is better.
       share: whether it is a share in [0, 1], told in per cent.
       meaning: what it says, for a reader who meets it first.
-      samples: whether it judges samples, whose stand-ins bound it from both sides.
+      samples: whether it judges samples, whose baselines bound it from both sides.
       headline: whether the summary tells it.
     """
 

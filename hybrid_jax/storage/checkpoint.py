@@ -84,7 +84,7 @@ class Checkpoints:
         metric = config.checkpoint.best_metric
         # Whoever reads the results' files first: all processes must delete the same checkpoints.
         best = best_checkpoint.best_step(self._workdir, metric, self.steps()) if metric else None
-        self._best.step = coordination.from_first(best)
+        self._best.step = coordination.broadcast_from_process_zero(best)
         parts = state.saved()
         meta = {
             "format_version": FORMAT_VERSION,
@@ -107,7 +107,7 @@ class Checkpoints:
 
     def meta(self, step: int) -> dict[str, Any]:
         """Returns the `meta` item of one checkpoint; raises DamagedError where it cannot be read."""
-        with coordination.together(DamagedError), _as_damaged(step):
+        with coordination.raise_on_all_processes(DamagedError), _as_damaged(step):
             if integrity.size_on_disk(self._path / str(step) / "meta") > integrity.LARGEST_META:
                 raise ValueError("meta is too large")
             meta = ocp.JsonCheckpointHandler().restore(self._path / str(step) / "meta")
@@ -126,7 +126,7 @@ class Checkpoints:
           UserError: a field that does not exist, or a value that is not allowed.
         """
         meta = self.meta(step)
-        with coordination.together(DamagedError, UserError), _as_damaged(step):
+        with coordination.raise_on_all_processes(DamagedError, UserError), _as_damaged(step):
             try:
                 return integrity.config_of(meta["config"], integrity.size_on_disk(self._path / str(step)))
             except UserError as error:
@@ -146,7 +146,7 @@ class Checkpoints:
           DamagedError: a part cannot be read, or an array differs from what was saved.
         """
         meta = self.meta(step)
-        with coordination.together(DamagedError), _as_damaged(step):
+        with coordination.raise_on_all_processes(DamagedError), _as_damaged(step):
             wanted = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(targets))
             integrity.check_bytes(wanted, integrity.size_on_disk(self._path / str(step)))
             parts = {name: self._read(step, name, target) for name, target in targets.items()}
@@ -205,7 +205,7 @@ class Checkpoints:
         for step in steps if coordination.is_first() else ():
             number = len(list(self._path.glob(f"damaged-{step}-*")))
             (self._path / str(step)).rename(self._path / f"damaged-{step}-{number}")
-        coordination.meet()
+        coordination.barrier()
         self._manager.reload()
 
     def check(self) -> None:
@@ -317,11 +317,11 @@ def choose_steps(
     steps = checkpoints.steps()
     if not steps:
         raise UserError(f"{told or f'--workdir={workdir}'}: holds no checkpoint; train first, with --mode=train")
-    with coordination.together(UserError):
+    with coordination.raise_on_all_processes(UserError):
         metric = _best_metric(workdir, checkpoints) if step == "best" else ""
         chosen = choose(workdir, step, steps, metric, told or f"--step={step}")
     # The results' files may reach one process later than another.
-    return coordination.from_first(chosen)
+    return coordination.broadcast_from_process_zero(chosen)
 
 
 def _best_metric(workdir: str | os.PathLike, checkpoints: Checkpoints) -> str:

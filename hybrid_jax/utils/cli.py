@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
 
-def answer(task: Callable[[], None], about: str) -> None:
+def run_cli(task: Callable[[], None], about: str) -> None:
     """Reads the process's flags and does its task; what has a line of its own ends with it and its exit code."""
 
     def read_and_do() -> None:

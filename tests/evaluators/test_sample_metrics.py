@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 
 from hybrid_jax.evaluators import sample_metrics
-from hybrid_jax.evaluators.sample_metrics import NearCopies, count_copies, frechet_distance
+from hybrid_jax.evaluators.sample_metrics import Memorization, count_copies, frechet_distance
 
 RNG = np.random.default_rng(0)
 NAMES = ("precision", "recall", "density", "coverage")
@@ -111,7 +111,7 @@ def test_the_frechet_distance_of_known_gaussians_and_of_fewer_images_than_featur
 
 def test_copies_lie_nearer_than_the_test_images_do():
     train, test, fresh = gaussian(300, 6), gaussian(200, 6), gaussian(100, 6)
-    near = NearCopies.of(train, test)
+    near = Memorization.of(train, test)
     assert np.mean(near.test_distances <= near.threshold) == pytest.approx(0.01)
     copied, told = near.measure(np.concatenate([train[:50] + np.float32(1e-4), fresh[:50]]))
     assert copied[:50].all() and copied[50:].mean() < 0.1

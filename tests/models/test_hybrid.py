@@ -70,7 +70,7 @@ def test_one_pass_over_images_and_views_gives_what_two_passes_give(tiny_config, 
     views = jnp.take_along_axis(jnp.concatenate([coded, coded[::-1]]), keep[..., None], axis=1)
     # Block by block as jax computes them: a compiler may fuse the two programs differently.
     with jax.disable_jit():
-        rounded = {"params": transformer.rounded_kernels(params, jnp.dtype(dtype))}
+        rounded = {"params": transformer.cast_block_kernels(params, jnp.dtype(dtype))}
         log_prob, embedded = model.apply(rounded, coded, views, None, keep, method="log_prob_and_embedding")
         want = model.apply({"params": params}, coded, None, method="token_log_prob")
         np.testing.assert_array_equal(log_prob, want)

@@ -46,7 +46,7 @@ def keys_of(seed, count):
 def functions(**fields):
     """Returns, compiled, `sample_tokens` of a model and its `token_log_prob`."""
     model, params, palette = random_model(**fields)
-    steps = sampler.sequential(model, params, palette)
+    steps = sampler.incremental_model(model, params, palette)
     log_prob = functools.partial(model.apply, {"params": params}, method="token_log_prob")
     return jax.jit(functools.partial(sampler.sample_tokens, steps)), jax.jit(lambda t: log_prob(t, palette))
 

@@ -78,8 +78,16 @@ def test_processes_that_do_not_find_each_other_get_one_line(initialised, monkeyp
 
 
 def test_one_process_waits_for_nobody():
-    coordination.meet()
+    coordination.barrier()
     coordination.check_same(config="any")
-    assert coordination.from_first([1.5]) == [1.5] and coordination.is_first() and not coordination.several()
-    with pytest.raises(UserError, match=r"^own$"), coordination.together(UserError), coordination.first_goes_first():
+    assert (
+        coordination.broadcast_from_process_zero([1.5]) == [1.5]
+        and coordination.is_first()
+        and not coordination.several()
+    )
+    with (
+        pytest.raises(UserError, match=r"^own$"),
+        coordination.raise_on_all_processes(UserError),
+        coordination.first_goes_first(),
+    ):
         raise UserError("own")
