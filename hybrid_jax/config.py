@@ -248,9 +248,6 @@ FIELDS: dict[str, Field] = {
         100_000, "images", "images of a split that evaluators see, drawn at random from a larger one", **_at_least(1)
     ),
     "eval.batch_size": Field(500, "images", "images per evaluation batch", **_at_least(1)),
-    "eval.cache_gib": Field(
-        1.0, "GiB", "features of the newest evaluated checkpoint that the workdir keeps; 0 = none", **_at_least(0)
-    ),
     "eval.report_samples": Field(16, "images", "samples that the report shows; 0 = none", **_at_least(0)),
     "eval.linear_probe.c_values": Field(
         (0.01, 0.1, 1.0, 10.0), "", "inverse L2 strengths tried on validation", **_POSITIVE
@@ -346,6 +343,9 @@ FIELDS: dict[str, Field] = {
     "compare.trial_share": Field(0.25, "share of total_steps", "length of each try", **_share(low_open=True)),
 }
 
+# Fields of earlier versions: a config that was saved with them still loads.
+IGNORED = ("eval.cache_gib",)
+
 # A resumed run may change these; every other field must stay as the workdir's.
 _WHERE = ("data.path", "data.cache", "data.memory_gib", "data.device_gib")
 MAY_CHANGE = ("train.total_steps", "model.attention", "mesh.", "log.", "eval.", "checkpoint.", "compare.", *_WHERE)
@@ -386,6 +386,8 @@ def from_dict(nested: dict[str, Any]) -> ml_collections.ConfigDict:
     config = default_config()
     flat = flatten(ml_collections.ConfigDict(nested))
     for name, value in flat.items():
+        if name in IGNORED:
+            continue
         if name not in FIELDS:
             raise UserError(f"config.{name}: no such field{nearest(name, FIELDS)}")
         *sections, leaf = name.split(".")

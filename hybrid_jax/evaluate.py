@@ -5,23 +5,19 @@ import os
 import pathlib
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from hybrid_jax import config as config_lib
 from hybrid_jax import evaluators, sharding
 from hybrid_jax.anomaly import fit as anomaly_fit
-from hybrid_jax.data import augment, sources
+from hybrid_jax.data import sources
 from hybrid_jax.errors import UserError, oom_advice
 from hybrid_jax.evaluators import ahead
-from hybrid_jax.evaluators.feature_cache import FeatureCache
 from hybrid_jax.evaluators.features import FeatureStore
 from hybrid_jax.inference import load as loading
 from hybrid_jax.metrics import headline, results_path
 from hybrid_jax.multihost import coordination, preemption
 from hybrid_jax.report import run_report
-from hybrid_jax.report.views import SampleViews
+from hybrid_jax.report import samples as report_samples
+from hybrid_jax.report.views import sample_views
 from hybrid_jax.storage.files import still_writable, writable, write_whole
 
 _MOST_FLOORS = 4
@@ -46,9 +42,8 @@ def evaluate_and_report(
     for note in data.notes:
         log(f"  {note}")
     (workdir / "eval").mkdir(exist_ok=True)
-    cache = FeatureCache(workdir, model, config.eval.cache_gib * 2**30, log)
-    features = FeatureStore(model, data, config.eval.linear_probe.normed, cache)
-    with ahead.compiling(features, config, log) as later:
+    features = FeatureStore(model, data, config.eval.linear_probe.normed)
+    with ahead.compiling(features, config, log, report_samples.compilations(features, config)) as later:
         views = later(lambda: sample_views(config, data))
         write_anomaly(features, config, workdir, log)
         results = evaluators.evaluate(model, data, config, workdir, log, features, raise_if_preempted)
@@ -120,27 +115,3 @@ def summary_line(row: dict) -> str:
     told = ", ".join(filter(None, [row.get("variant"), validation]))
     variant = f" ({told})" if told else ""
     return f"  {row['metric']}{variant} = {row['value']:.4f}" + (f"   floor: {floors}" if floors else "")
-
-
-def sample_views(config, data, count: int = 8) -> SampleViews | None:
-    """Returns the first `count` training images with two views of each; None where there are no views."""
-    if config.objective.contrastive_weight == 0:
-        return None
-    images, patch_size = data.train.images[:count], config.model.patch_size
-    height, width = images.shape[1:3]
-    num_patches = height // patch_size * (width // patch_size)
-    recipes = augment.recipes_from_config(config.augment)
-
-    def draw(key: jax.Array, recipe: augment.Recipe):
-        view_key, keep_key = jax.random.split(key)
-        kept = augment.keep_patches(keep_key, len(images), num_patches, config.augment.view_keep)
-        return augment.augment(view_key, images, recipe), kept
-
-    def draw_both(key: jax.Array):
-        pairs = [draw(*each) for each in zip(jax.random.split(key), recipes, strict=True)]
-        return jax.tree.map(lambda *pair: jnp.stack(pair, axis=1), *pairs)
-
-    # Compiled as a whole: step by step it would take seconds.
-    views, kept = jax.jit(draw_both)(jax.random.key(config.seed))
-    mask = None if kept is None else (np.asarray(kept)[..., None] == np.arange(num_patches)).any(axis=2)
-    return SampleViews(images, np.asarray(views).round().astype(np.uint8), mask, patch_size)

@@ -6,7 +6,7 @@ is ready waits for it; nothing is compiled twice. On the host's own cores nothin
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +16,6 @@ from hybrid_jax.evaluators import adversarial, few_label, logistic_device
 from hybrid_jax.evaluators.features import FeatureStore
 from hybrid_jax.evaluators.linear_probe import LAYER_CHOICE_IMAGES, last_four
 from hybrid_jax.multihost import coordination
-from hybrid_jax.report import samples as report_samples
 from hybrid_jax.utils import runtime
 
 THREADS = 8
@@ -38,10 +37,13 @@ _WITH_PROBES = {"linear_probe", "few_label", "calibration", "corruptions", "adve
 
 
 @contextlib.contextmanager
-def compiling(features: FeatureStore, config, log: Callable[[str], None]) -> Iterator[Callable[[Task], Task]]:
-    """Compiles what `config.eval` will need while what is inside goes on; `log` takes a line on what could not be.
+def compiling(
+    features: FeatureStore, config, log: Callable[[str], None], more: Sequence[Compilation] = ()
+) -> Iterator[Callable[[Task], Task]]:
+    """Compiles what `config.eval` will need, and `more`, while what is inside goes on.
 
-    Not in a run of several processes: their compilers wait for one another, in one order.
+    Not in a run of several processes: their compilers wait for one another, in one order. `log` takes a line on each
+    program that could not be compiled.
 
     Yields:
       A function that takes a task for later and returns what gives its result: at best begun in a thread, else itself.
@@ -52,7 +54,7 @@ def compiling(features: FeatureStore, config, log: Callable[[str], None]) -> Ite
     pool = ThreadPoolExecutor(THREADS)
     begun: list[Future] = []
     try:
-        begun += [pool.submit(task) for task in compilations(features, config)]
+        begun += [pool.submit(task) for task in [*compilations(features, config), *more]]
         yield lambda task: pool.submit(task).result
     finally:
         pool.shutdown(cancel_futures=True)
@@ -81,8 +83,6 @@ def _of_samples(features: FeatureStore, config) -> list[Compilation]:
     if "sample_quality" in config.eval.evaluators and data.test is not None:
         most = min(len(data.test.images), len(data.train.images) // 2)
         found.append(features.model.drawing(min(config.eval.sample_quality.num_images, most), 0))
-    if config.eval.report_samples:
-        found.append(report_samples.compilation(features, config.eval.report_samples))
     return found
 
 

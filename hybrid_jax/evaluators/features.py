@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from hybrid_jax.evaluators.feature_cache import FeatureCache
 from hybrid_jax.storage.files import write_whole
 
 SPLITS = ("train", "validation", "test")
@@ -40,9 +39,8 @@ class FeatureStore:
       normed: whether layers are kept after the norm that follows them too, as `decoder/3:normed`.
     """
 
-    def __init__(self, model, data, normed: bool = False, cache: FeatureCache | None = None):
-        """Takes where features are kept between evaluations; None = nowhere."""
-        self.model, self.data, self.normed, self._cache = model, data, normed, cache
+    def __init__(self, model, data, normed: bool = False):
+        self.model, self.data, self.normed = model, data, normed
         self._found: dict[str, dict[str, np.ndarray]] = {}
         self._samples: dict[tuple[int, float], np.ndarray] = {}
         self._once: dict[Hashable, Any] = {}
@@ -55,9 +53,7 @@ class FeatureStore:
         """
         if split not in self._found:
             asked = {"normed": True} if self.normed else {}
-            images = getattr(self.data, split).images
-            name = f"{'normed ' if self.normed else ''}features of {split}"
-            self._found[split] = self._kept(name, images, lambda: self.model.features(images, **asked))
+            self._found[split] = self.model.features(getattr(self.data, split).images, **asked)
             for name, values in self._found[split].items():
                 if not np.isfinite(values).all():
                     raise ValueError(f"layer {name!r}: features of the {split} split are not finite")
@@ -92,14 +88,6 @@ class FeatureStore:
         """Returns the default layer's (n, D) float32 of a few images, in a batch of the shape that others have."""
         size = -(-len(images) // self.model.config.eval.batch_size) * self.model.config.eval.batch_size
         return self.model.embed(np.resize(images, (size, *images.shape[1:])))[: len(images)]
-
-    def log_prob(self, name: str, images: np.ndarray) -> np.ndarray:
-        """Returns the (n,) float32 log-likelihood, nats, of (n, H, W, C) uint8 images that go by this name."""
-        compute = lambda: {"log_prob": self.model.log_prob(images)}
-        return self._kept(f"log_prob of {name}", images, compute)["log_prob"]
-
-    def _kept(self, name: str, images, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        return compute() if self._cache is None else self._cache.get(name, images, compute)
 
     def samples(self, num: int, seed: int, temperature: float = 1.0) -> np.ndarray:
         """Returns (num, H, W, C) uint8 samples of the model, the first of those drawn before where they are enough.

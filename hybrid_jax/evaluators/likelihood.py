@@ -129,12 +129,12 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     key = {"protocol": PROTOCOL, "data": data.fingerprint, "spec": repr(model.spec), "n": len(test)}
     if model.palette is not None:
         key["palette"] = model.palette.digest()
-    values = -np.asarray(features.log_prob("test", test), np.float64) / unit
+    values = -np.asarray(features.model.log_prob(test), np.float64) / unit
     known = [train[: len(test)]]
     if has_split(data, "validation"):
         known.append(data.validation.images[: config.eval.likelihood.num_images or None])
     # In one pass, so that no further shape is compiled.
-    known_values = -np.asarray(features.log_prob("train and validation", np.concatenate(known)), np.float64) / unit
+    known_values = -np.asarray(features.model.log_prob(np.concatenate(known)), np.float64) / unit
     train_values, held_out = np.split(known_values, [len(known[0])])
     row = {
         "metric": metric,

@@ -17,7 +17,7 @@ from hybrid_jax.errors import UserError, oom_advice
 from hybrid_jax.inference import load as loading
 from hybrid_jax.inference import model as model_lib
 from hybrid_jax.inference.generation import kept_patches, known_pixels
-from hybrid_jax.report.views import HIDDEN, laid_out
+from hybrid_jax.utils.image_grid import HIDDEN, laid_out
 
 EXACTLY = {"temperature": 1.0}  # from the model's own distribution
 SHOWN = 256  # images at most on a sheet

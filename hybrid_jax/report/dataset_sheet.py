@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from hybrid_jax.data.dataset import DataSet, Split
-from hybrid_jax.evaluate import sample_views
-from hybrid_jax.report.images import class_name, resized
-from hybrid_jax.report.views import HIDDEN, SampleViews
+from hybrid_jax.report.images import class_name
+from hybrid_jax.report.views import SampleViews, sample_views
+from hybrid_jax.utils.image_grid import HIDDEN, resized
 
 _WIDTH = 1160  # pixels that rows of small images fill
 _MARGIN, _GAP = 24, 8

@@ -11,11 +11,11 @@ import numpy as np
 from hybrid_jax.evaluators.features import SPLITS, FeatureStore, has_split
 from hybrid_jax.evaluators.knn import nearest
 from hybrid_jax.report.curves import COLOURS, data_uri, figure_uri, new_figure
+from hybrid_jax.utils.image_grid import resized
 
 QUERIES, NEIGHBOURS = 8, 6
 FEWEST_BANK_IMAGES = 2_000
 MAP_POINTS = 2_000
-THUMBNAIL = 84  # pixels
 OTHER = "#b8c0c9"
 
 
@@ -131,19 +131,6 @@ def _class_colours(data, labels: np.ndarray | None, n: int) -> tuple[list[str], 
     if len(classes) > len(shown):
         legend.append(("all other classes", OTHER))
     return [colour_of.get(label, OTHER) for label in labels], legend
-
-
-def resized(image: np.ndarray) -> np.ndarray:
-    """(H, W, C) uint8 -> RGB: small images grow by a whole factor to 84 pixels or more, large ones shrink to 84."""
-    from PIL import Image
-
-    rgb = np.broadcast_to(image, (*image.shape[:2], 3))
-    longest = max(image.shape[:2])
-    if longest <= THUMBNAIL:
-        factor = -(-THUMBNAIL // longest)
-        return rgb.repeat(factor, axis=0).repeat(factor, axis=1)
-    height, width = (max(1, round(side * THUMBNAIL / longest)) for side in image.shape[:2])
-    return np.asarray(Image.fromarray(np.ascontiguousarray(rgb)).resize((width, height), Image.Resampling.BOX))
 
 
 def image_uri(image: np.ndarray) -> str:

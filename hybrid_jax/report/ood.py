@@ -12,7 +12,7 @@ from hybrid_jax.evaluators.ood import KEPT, MEAN, MEAN_AT_CHANCE, Outcome
 from hybrid_jax.report.curves import COLOURS, figure_uri, new_figure
 from hybrid_jax.report.images import image_uri
 from hybrid_jax.report.page import captioned
-from hybrid_jax.report.views import laid_out
+from hybrid_jax.utils.image_grid import laid_out, rgb
 
 # Whose histograms are drawn, after the joint score.
 _DRAWN = ("Mahalanobis", "likelihood", "likelihood less code length")
@@ -127,7 +127,7 @@ def _extremes(outcome: Outcome, name: str) -> str:
     """Two rows of images a set: the most and the least anomalous."""
     parts = []
     for pair, ends in outcome.shown.items():
-        tiles = [_rgb(images)[None] for images in ends if len(images)]
+        tiles = [rgb(images)[None] for images in ends if len(images)]
         told = f"{pair}: the most anomalous, and the least, which are missed first" if pair else "test images"
         parts.append(captioned(image_uri(laid_out(np.concatenate(tiles), 1)), told))
     caption = (
@@ -135,8 +135,3 @@ def _extremes(outcome: Outcome, name: str) -> str:
         "above, and those with the lowest below. Test images that score high are worth a look: odd, or mislabelled."
     )
     return f'<p class="caption note">{html.escape(caption)}</p><div class="grid">{"".join(parts)}</div>'
-
-
-def _rgb(images: np.ndarray) -> np.ndarray:
-    """(n, H, W, C) -> (n, H, W, 3)."""
-    return np.broadcast_to(images, (*images.shape[:-1], 3))

@@ -3,7 +3,7 @@
 import html
 
 from hybrid_jax.evaluators.sample_quality import HISTOGRAMS, REAL, SHOWN, TRAINING
-from hybrid_jax.report.results import metric_of
+from hybrid_jax.report.metric_names import metric_of
 
 _WORST, _SUSPECT = "no better than histogram samples", "more than among real images: look for copies"
 

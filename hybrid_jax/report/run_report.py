@@ -18,8 +18,8 @@ from hybrid_jax.report import ood, quality, reference, robustness
 from hybrid_jax.report import results as report_results
 from hybrid_jax.report import samples as report_samples
 from hybrid_jax.report import views as report_views
+from hybrid_jax.report.metric_names import metric_of
 from hybrid_jax.report.page import captioned, page, section
-from hybrid_jax.report.results import metric_of
 from hybrid_jax.storage.files import write_whole
 
 

@@ -16,7 +16,7 @@ from hybrid_jax.inference.generation import kept_patches
 from hybrid_jax.models.tokens import TokenSpec, palette_psnr
 from hybrid_jax.report.images import FEWEST_BANK_IMAGES, image_uri, shown_split
 from hybrid_jax.report.page import captioned
-from hybrid_jax.report.views import HIDDEN, laid_out
+from hybrid_jax.utils.image_grid import HIDDEN, laid_out, rgb
 
 COMPLETED, COMPLETIONS = 8, 2
 SAMPLES_IN_A_ROW, THREES_IN_A_ROW, FOURS_IN_A_ROW = 8, 3, 2
@@ -42,11 +42,14 @@ def sections(features: FeatureStore, num: int, seed: int) -> list[tuple[str, str
     return found + ([("Completions", completed)] if completed else [])
 
 
-def compilation(features: FeatureStore, num: int) -> Callable[[], object]:
+def compilations(features: FeatureStore, config) -> list[Callable[[], object]]:
     """Returns what compiles the completions that `sections` draws; of more rows of patches than one."""
+    num = config.eval.report_samples
+    if not num or not features.model.has_likelihood:
+        return []
     spec, pool = features.model.spec, getattr(features.data, shown_split(features.data)).images
     count = COMPLETIONS * min(COMPLETED, num, len(pool))
-    return features.model.drawing(count, kept_patches(spec, _kept_rows(spec), None))
+    return [features.model.drawing(count, kept_patches(spec, _kept_rows(spec), None))]
 
 
 def _unconditional(samples: np.ndarray, features: FeatureStore) -> str:
@@ -57,7 +60,7 @@ def _unconditional(samples: np.ndarray, features: FeatureStore) -> str:
         "images and differ from each other: noise means that the likelihood is not learnt yet, sameness that it "
         f"has collapsed.{_colours(model, features)}"
     )
-    return captioned(image_uri(laid_out(_rgb(samples[:, None]), SAMPLES_IN_A_ROW)), caption)
+    return captioned(image_uri(laid_out(rgb(samples[:, None]), SAMPLES_IN_A_ROW)), caption)
 
 
 def _colours(model, features: FeatureStore) -> str:
@@ -89,7 +92,7 @@ def _nearest(samples: np.ndarray, features: FeatureStore) -> str:
         f"should draw. {equal} its nearest training image in every pixel. The evaluator sample_quality counts near "
         "copies among many more samples."
     )
-    return captioned(image_uri(laid_out(_rgb(groups), THREES_IN_A_ROW)), caption)
+    return captioned(image_uri(laid_out(rgb(groups), THREES_IN_A_ROW)), caption)
 
 
 def _completions(features: FeatureStore, num: int, seed: int) -> str:
@@ -103,9 +106,9 @@ def _completions(features: FeatureStore, num: int, seed: int) -> str:
     # In one call, so that one shape is compiled; each row draws for itself.
     drawn = model.complete(np.repeat(images, COMPLETIONS, axis=0), kept, seed)
     drawn = drawn.reshape(len(images), COMPLETIONS, *images.shape[1:])
-    begun = _rgb(images).copy()
+    begun = rgb(images).copy()
     begun[:, kept:] = HIDDEN
-    groups = np.concatenate([_rgb(images)[:, None], begun[:, None], _rgb(drawn)], axis=1)
+    groups = np.concatenate([rgb(images)[:, None], begun[:, None], rgb(drawn)], axis=1)
     unseen = "" if split == "train" else ", which the model has never seen"
     caption = (
         f"Groups of four: an image of the {split} split{unseen}; its upper {kept} of {height} rows, all that the model "
@@ -117,8 +120,3 @@ def _completions(features: FeatureStore, num: int, seed: int) -> str:
 
 def _kept_rows(spec: TokenSpec) -> int:
     return spec.height // spec.patch_size // 2 * spec.patch_size
-
-
-def _rgb(images: np.ndarray) -> np.ndarray:
-    """(..., H, W, C) -> (..., H, W, 3)."""
-    return np.broadcast_to(images, (*images.shape[:-1], 3))

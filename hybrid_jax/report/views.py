@@ -6,13 +6,16 @@ Dimensions: n images, H W C image, N patches.
 import dataclasses
 import html
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from hybrid_jax.data import augment
 from hybrid_jax.data.augment import BLUR_SIGMA, RECIPES, SOLARIZE_FROM, Recipe, recipes_from_config
-from hybrid_jax.report.images import image_uri, resized
+from hybrid_jax.report.images import image_uri
+from hybrid_jax.utils.image_grid import HIDDEN, laid_out
 
 COLUMNS = {3: 3, 5: 2}  # tiles of a group -> groups side by side
-HIDDEN = (198, 212, 230)  # bluish, so that it is no grey of an image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +33,30 @@ class SampleViews:
     views: np.ndarray
     kept: np.ndarray | None
     patch_size: int
+
+
+def sample_views(config, data, count: int = 8) -> SampleViews | None:
+    """Returns the first `count` training images with two views of each; None where there are no views."""
+    if config.objective.contrastive_weight == 0:
+        return None
+    images, patch_size = data.train.images[:count], config.model.patch_size
+    height, width = images.shape[1:3]
+    num_patches = height // patch_size * (width // patch_size)
+    recipes = augment.recipes_from_config(config.augment)
+
+    def draw(key: jax.Array, recipe: augment.Recipe):
+        view_key, keep_key = jax.random.split(key)
+        kept = augment.keep_patches(keep_key, len(images), num_patches, config.augment.view_keep)
+        return augment.augment(view_key, images, recipe), kept
+
+    def draw_both(key: jax.Array):
+        pairs = [draw(*each) for each in zip(jax.random.split(key), recipes, strict=True)]
+        return jax.tree.map(lambda *pair: jnp.stack(pair, axis=1), *pairs)
+
+    # Compiled as a whole: step by step it would take seconds.
+    views, kept = jax.jit(draw_both)(jax.random.key(config.seed))
+    mask = None if kept is None else (np.asarray(kept)[..., None] == np.arange(num_patches)).any(axis=2)
+    return SampleViews(images, np.asarray(views).round().astype(np.uint8), mask, patch_size)
 
 
 def sheet(sample: SampleViews) -> tuple[str, str]:
@@ -58,22 +85,6 @@ def _without_dropped(views: np.ndarray, kept: np.ndarray, patch: int) -> np.ndar
     grid = kept.reshape(*kept.shape[:2], height // patch, width // patch, 1)
     pixels = grid.repeat(patch, axis=2).repeat(patch, axis=3)
     return np.where(pixels, views, np.array(HIDDEN, np.uint8))
-
-
-def laid_out(groups: np.ndarray, in_a_row: int) -> np.ndarray:
-    """(n, tiles, H, W, 3) uint8 -> one image, several groups in a row."""
-    tiles = [[resized(image) for image in group] for group in groups]
-    height, width = tiles[0][0].shape[:2]
-    gap, space = 4, 24
-    across, down = width + gap, height + 2 * gap
-    group_width = len(tiles[0]) * across + space
-    rows, columns = -(-len(tiles) // in_a_row), min(in_a_row, len(tiles))
-    canvas = np.full((rows * down, columns * group_width - space, 3), 255, np.uint8)
-    for i, group in enumerate(tiles):
-        for j, tile in enumerate(group):
-            top, left = i // in_a_row * down, i % in_a_row * group_width + j * across
-            canvas[top : top + height, left : left + width] = tile
-    return canvas
 
 
 def recipe_table(config) -> str:

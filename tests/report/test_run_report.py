@@ -18,6 +18,7 @@ from hybrid_jax.report import images as report_images
 from hybrid_jax.report import reference, robustness, run_report
 from hybrid_jax.report import results as report_results
 from hybrid_jax.report import views as report_views
+from hybrid_jax.utils import image_grid
 
 HOSTILE = "<script>alert('x')</script>"
 VOID = {"img", "meta", "br"}
@@ -272,8 +273,8 @@ def test_known_features_are_not_computed_again(tmp_path):
 
 
 def test_thumbnails_keep_proportions_and_become_rgb():
-    assert report_images.resized(np.zeros((28, 14, 1), np.uint8)).shape == (84, 42, 3)
-    assert report_images.resized(np.zeros((100, 200, 3), np.uint8)).shape == (42, 84, 3)
+    assert image_grid.resized(np.zeros((28, 14, 1), np.uint8)).shape == (84, 42, 3)
+    assert image_grid.resized(np.zeros((100, 200, 3), np.uint8)).shape == (42, 84, 3)
 
 
 def test_a_reference_that_fits_lies_behind_the_curves(tmp_path):
@@ -342,7 +343,7 @@ def test_sample_views_mark_what_the_encoder_gets():
     shown = report_views._without_dropped(np.zeros((8, 2, 8, 8, 3), np.uint8), sample.kept, 4)
     for patch, corner in enumerate([(0, 0), (0, 4), (4, 0), (4, 4)]):
         inside = shown[:, :, corner[0] : corner[0] + 4, corner[1] : corner[1] + 4]
-        hidden = (inside == report_views.HIDDEN).all(axis=(2, 3, 4))
+        hidden = (inside == image_grid.HIDDEN).all(axis=(2, 3, 4))
         assert (hidden == ~sample.kept[:, :, patch]).all()
     assert report_views.sheet(sample)[1].endswith("2 of 4 patches, drawn anew at each step.")
     whole = make_views(1.0)
