@@ -151,7 +151,7 @@ def test_points_end_with_the_run_and_stop_at_what_may_not_be_compared():
 def test_what_is_shipped_can_be_read_and_lies_in_the_package(tmp_path):
     assert reference.load(tmp_path / "missing") == []
     for found in reference.load():
-        assert importlib.resources.files("hybrid_jax").joinpath(f"reference_curves/{found.name}.json").is_file()
+        assert importlib.resources.files("hybrid_jax.report").joinpath(f"reference_curves/{found.name}.json").is_file()
         config_lib.validate(found.config)
         assert found.config.data.path == "" and found.result
         assert found.curve[0]["step"] == 1 and found.curve[-1]["step"] == found.config.train.total_steps
