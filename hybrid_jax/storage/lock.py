@@ -72,7 +72,14 @@ def _take(lease: SoftFileLease, workdir: str | os.PathLike, path: pathlib.Path, 
             if before is not None and before.hostname == _this_host():
                 raise
             log(f"{_told(before)} may still train here: waiting up to {LEASE_SECONDS:.0f} s for a sign of life ...")
-            lease.acquire(timeout=1.5 * LEASE_SECONDS, poll_interval=min(1.0, LEASE_SECONDS / 10))
+            try:
+                lease.acquire(timeout=1.5 * LEASE_SECONDS, poll_interval=min(1.0, LEASE_SECONDS / 10))
+            except Timeout:
+                if path.stat().st_size:
+                    raise
+                # Its holder was killed before it wrote its name.
+                path.unlink()
+                lease.acquire()
     except Timeout as error:
         raise UserError(
             f"--workdir={workdir}: {_told(lease.owner)} trains here; wait for it, stop it, or choose another --workdir "

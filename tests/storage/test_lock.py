@@ -103,7 +103,7 @@ def test_a_holder_elsewhere_that_gives_a_sign_of_life_is_respected(tmp_path, qui
 @pytest.mark.parametrize("content", [b"", b"\xff", b'{"pid": 12, "host": "of an earlier version"}\n'])
 def test_a_file_that_names_no_holder_is_taken_over(tmp_path, quick, monkeypatch, content):
     # A file that says nothing must be seen unchanged for two seconds.
-    monkeypatch.setattr(lock, "LEASE_SECONDS", 4.0)
+    monkeypatch.setattr(lock, "LEASE_SECONDS", 2.0)
     (tmp_path / lock.NAME).write_bytes(content)
     assert "an unknown process trained here and is gone: taking over" in take(tmp_path)[-1]
 
