@@ -6,8 +6,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from hybrid_jax.errors import UserError
-
 
 def token_nll(logits: jax.Array, tokens: jax.Array, axis: int = -1) -> jax.Array:
     """Negative log-likelihood of tokens under categorical logits.
@@ -47,7 +45,7 @@ def nt_xent(z1: jax.Array, z2: jax.Array, temperature: float, block_size: int | 
       (2B,) float32, nats: the anchors of z1, then those of z2.
 
     Raises:
-      UserError: shapes that differ, a block size below 1, a temperature that is not above 0.
+      ValueError: shapes that differ, a block size below 1, a temperature that is not above 0.
     """
     return nt_xent_and_accuracy(z1, z2, temperature, block_size)[0]
 
@@ -65,11 +63,11 @@ def nt_xent_and_accuracy(
       (2B,) float32 losses and (2B,) float32 hits (0 or 1), the anchors of z1, then those of z2.
     """
     if z1.shape != z2.shape or z1.ndim != 2:
-        raise UserError(f"nt_xent: z1 {z1.shape} and z2 {z2.shape} must have one shape (B, D)")
+        raise ValueError(f"nt_xent: z1 {z1.shape} and z2 {z2.shape} must have one shape (B, D)")
     if not isinstance(temperature, jax.Array) and not temperature > 0:
-        raise UserError(f"nt_xent: temperature={temperature}: must be above 0")
+        raise ValueError(f"nt_xent: temperature={temperature}: must be above 0")
     if block_size is not None and block_size < 1:
-        raise UserError(f"nt_xent: block_size={block_size}: must be at least 1")
+        raise ValueError(f"nt_xent: block_size={block_size}: must be at least 1")
     batch, dim = z1.shape
     rows = 2 * batch
     # Row 2i + v is view v of image i: a sharded batch stays on its devices, and i's positive is i ^ 1.

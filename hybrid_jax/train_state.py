@@ -7,6 +7,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
@@ -14,22 +15,26 @@ from hybrid_jax import config as config_lib
 from hybrid_jax import optim, sharding
 from hybrid_jax.models import hybrid, tokens
 
+# The sections of the config that a step depends on.
+_OF_A_STEP = ("data", "model", "objective", "augment", "train", "optimizer")
+
 
 def cached_by_config(function):
     """Caches a function of (config, mesh): equal configs, as in a resumed run, are not traced and compiled again.
 
-    The seed is not part of it: it travels with the state, so that runs of several seeds share one compiled step.
+    The function sees the sections that the cache tells apart and no others: reading one of those raises. The seed is
+    not among them: it travels with the state, so that runs of several seeds share one compiled step.
     """
-    sections = ("data", "model", "objective", "augment", "train", "optimizer")
 
     @functools.lru_cache(maxsize=16)
     def cached(text: str, mesh: Mesh | None):
-        return function(config_lib.from_dict(json.loads(text)), mesh)
+        full = config_lib.from_dict(json.loads(text))
+        return function(ml_collections.ConfigDict({name: full[name] for name in _OF_A_STEP}).lock(), mesh)
 
     @functools.wraps(function)
     def keyed(config, mesh: Mesh | None = None):
         values = config.to_dict()
-        return cached(json.dumps({name: values[name] for name in sections}), mesh)
+        return cached(json.dumps({name: values[name] for name in _OF_A_STEP}), mesh)
 
     return keyed
 

@@ -13,10 +13,8 @@ from hybrid_jax.errors import StorageError, UserError
 from hybrid_jax.storage import lock
 
 HOLDER = """
-import sys, time
-from hybrid_jax.storage import lock
-lock.LEASE_SECONDS, lock.REFRESH_SECONDS = {seconds}
-with lock.held(sys.argv[1]):
+import sys, time, filelock
+with filelock.SoftFileLease(sys.argv[1], lease_duration={0}, heartbeat_interval={1}):
     print("holds", flush=True)
     time.sleep(60)
 """
@@ -31,7 +29,7 @@ def quick(monkeypatch):
 
 def holder(workdir, seconds=(60.0, 5.0)):
     """Starts another process that holds a workdir."""
-    command = [sys.executable, "-c", HOLDER.format(seconds=seconds), str(workdir)]
+    command = [sys.executable, "-c", HOLDER.format(*seconds), str(workdir / lock.NAME)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "holds\n"
     return process
