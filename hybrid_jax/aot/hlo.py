@@ -203,23 +203,24 @@ def count(text: str) -> dict[str, Any]:
     }
 
 
+def _kind(instruction: Instruction) -> str:
+    return instruction.opcode.removesuffix("-start").replace("-", "_")
+
+
 def _collectives(program: Program, times: dict[str, int], fusions: dict[str, Instruction]):
     """Yields (kind, runs, bytes of the result, bytes moved); of a collective in pieces, the start."""
     channels: dict[str, list[tuple[bool, tuple[str, int, int, float]]]] = {}
-    for name, lines in program.items():
-        for i in lines:
-            kind = i.opcode.removesuffix("-start").replace("-", "_")
-            if kind not in KINDS:
-                continue
-            size = _result_bytes(i)
-            moved = moved_bytes(kind, size, group_size(i))
-            if kind == "all_reduce" and name in fusions and any("slice" in other.opcode for other in lines):
-                kind, moved = "reduce_scatter", moved / 2
-                size = shape_bytes(fusions[name].shape)
-            continues = name.startswith("async_collective_fusion")
-            continues |= name in fusions and fusions[name].name.startswith("async-collective-done")
-            channel = str(attribute(i, "channel_id")) if name in fusions else f"{name}/{i.name}"
-            channels.setdefault(channel, []).append((continues, (kind, times[name], size, moved)))
+    found = [(name, i, kind) for name, lines in program.items() for i in lines if (kind := _kind(i)) in KINDS]
+    for name, i, kind in found:
+        size = _result_bytes(i)
+        moved = moved_bytes(kind, size, group_size(i))
+        fusion = fusions.get(name)
+        if kind == "all_reduce" and fusion and any("slice" in other.opcode for other in program[name]):
+            kind, moved, size = "reduce_scatter", moved / 2, shape_bytes(fusion.shape)
+        continues = name.startswith("async_collective_fusion")
+        continues |= fusion is not None and fusion.name.startswith("async-collective-done")
+        channel = str(attribute(i, "channel_id")) if fusion else f"{name}/{i.name}"
+        channels.setdefault(channel, []).append((continues, (kind, times[name], size, moved)))
     for pieces in channels.values():
         # Computation that a collective overlaps with may loop: its pieces there run more often than the collective.
         starts = [piece for continues, piece in pieces if not continues]

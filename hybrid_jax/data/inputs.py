@@ -113,6 +113,14 @@ def _open_path(path: pathlib.Path) -> Inputs:
     return _of_array(str(path), array)
 
 
+def _is_of_images(shape: tuple[int, ...], several: bool) -> bool:
+    """Whether an array of this shape is an image, grey or colour, or one of `several`."""
+    colour = len(shape) == 3 and shape[2] in _CHANNELS
+    # Else one (h, w, 3) image would be taken for h grey ones of width 3.
+    grey = len(shape) == 2 and not (several and shape[1] in _CHANNELS)
+    return (colour or grey) and 0 not in shape
+
+
 def _check(what: str, images: Any, first: str) -> None:
     """Refuses what is not uint8 images; `first` is the axis before theirs, if there is one."""
     if not hasattr(images, "shape") or not hasattr(images, "dtype"):
@@ -121,11 +129,7 @@ def _check(what: str, images: Any, first: str) -> None:
     if dtype != np.uint8:
         hint = "; from [0, 1]: (255 * images).round().astype('uint8')" if "float" in str(dtype) else ""
         raise UserError(f"{what} of dtype {dtype}: must be uint8, 0 to 255{hint}")
-    inner = shape[1:] if first else shape
-    colour = len(inner) == 3 and inner[2] in _CHANNELS
-    # Else one (h, w, 3) image would be taken for h grey ones of width 3.
-    grey = len(inner) == 2 and not (first and inner[1] in _CHANNELS)
-    if not (colour or grey) or 0 in inner:
+    if not _is_of_images(shape[1:] if first else shape, bool(first)):
         single = "; a single image as images[None]" if first and len(shape) == 3 else ""
         allowed = f"must be ({first}h, w) or ({first}h, w, c) with c = 1 to 4{single}"
         raise UserError(f"{what} of shape {shape}: {allowed}")

@@ -93,10 +93,7 @@ def _roles(data, source: _Source, share: float, sizes: dict[str, int]) -> dict[s
         name, rows = roles[origin]
         kept, held = pipeline.hold_out(len(rows), percent)
         if not len(kept):
-            kind = "training" if origin == "train" else origin
-            images = f"{len(held)} {kind} images are" if len(held) > 1 else f"1 {kind} image is"
-            allowed = f"{images} too few to hold out {percent:g} % for {role}"
-            raise reject("data.path", data.path, allowed)
+            raise reject("data.path", data.path, _too_few(len(held), origin, f"hold out {percent:g} % for {role}"))
         source.notes.append(f"{role} split: seeded {percent:g} % of {name}, {len(held)} images")
         roles[origin], roles[role] = (name, rows[kept]), (name, rows[held])
 
@@ -109,6 +106,12 @@ def _roles(data, source: _Source, share: float, sizes: dict[str, int]) -> dict[s
         if "validation" in source.splits:
             source.notes.append("the data's own split `validation` is left out: data.validation_split is a share")
     return roles
+
+
+def _too_few(count: int, origin: str, wanted: str) -> str:
+    kind = "training" if origin == "train" else origin
+    images = f"{count} {kind} images are" if count > 1 else f"1 {kind} image is"
+    return f"{images} too few to {wanted}"
 
 
 def _unlearnable(splits: dict[str, Split], class_names: tuple[str, ...] | None) -> list[str]:

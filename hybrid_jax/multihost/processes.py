@@ -183,15 +183,20 @@ class _Watch:
             except jax.errors.JaxRuntimeError:
                 continue  # process 0 is gone, or this one is leaving
             self._silence = 0
-            for each in looks if is_first() else ():
-                sign = found.get(f"{_ALIVE}{each}")
-                looks[each] = 0 if sign != seen.get(each) else looks[each] + 1
-                seen[each] = sign
-                if looks[each] > _LOOKS:
-                    service().key_value_set(f"{_GONE}{each}", "")
-                    # The service ends with this process: the others must have read it.
-                    time.sleep(2.5)
-                    self._report(f"{_GONE}{each}")
+            if is_first():
+                self._judge(found, seen, looks)
+
+    def _judge(self, found: dict[str, str], seen: dict[int, str | None], looks: dict[int, int]) -> None:
+        """Counts the looks since each process last gave a sign; ends the run where one is silent for too many."""
+        for each in looks:
+            sign = found.get(f"{_ALIVE}{each}")
+            looks[each] = 0 if sign != seen.get(each) else looks[each] + 1
+            seen[each] = sign
+            if looks[each] > _LOOKS:
+                service().key_value_set(f"{_GONE}{each}", "")
+                # The service ends with this process: the others must have read it.
+                time.sleep(2.5)
+                self._report(f"{_GONE}{each}")
 
     def _look_for_first(self) -> None:
         while not self._stopped.wait(1):
