@@ -118,7 +118,7 @@ def _train(run: Run, state: TrainState, start: int, writer: metric_writers.Metri
         if leaves:
             raise Preempted(f"stopped at step {done}, which is saved; the same command continues")
     run.checkpoints.wait()
-    return progress.last() | (progress.evaluate(state) if config.eval.every_steps >= 0 else {})
+    return progress.finish(state)
 
 
 class _Progress:
@@ -155,10 +155,15 @@ class _Progress:
         total, left = self._run.config.train.total_steps, self._clock.seconds_left(done)
         self._run.log(metrics_lib.progress_line(done, total, self._last, left))
 
-    def last(self) -> dict[str, float]:
-        """Returns the metrics that were written last, be it by an earlier process."""
+    def finish(self, state: TrainState) -> dict[str, float]:
+        """Evaluates the last state, unless no evaluation is wanted.
+
+        Returns:
+          The metrics that were written last, be it by an earlier process, and the evaluation's headline values.
+        """
         rows = [] if self._last else metrics_lib.read(self._run.workdir)
-        return self._last or ({k: v for k, v in rows[-1].items() if k != "step" and v is not None} if rows else {})
+        last = self._last or ({k: v for k, v in rows[-1].items() if k != "step" and v is not None} if rows else {})
+        return last | (self.evaluate(state) if self._run.config.eval.every_steps >= 0 else {})
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Evaluates a state that is saved, unless that was done; returns headline values by metric name."""
