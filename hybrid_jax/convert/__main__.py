@@ -1,102 +1,29 @@
 """Weights from other programs and for other programs.
 
-python -m hybrid_jax.convert.__main__ from_image_gpt DIR --workdir=OUT [--palette=FILE.npy] [--data_name=NAME ...]
-python -m hybrid_jax.convert.__main__ to_image_gpt --workdir=DIR --output=FOLDER [--step=latest|best|N]
-python -m hybrid_jax.convert.__main__ to_safetensors --workdir=DIR --output=FILE.safetensors [--step=...]
-python -m hybrid_jax.convert.__main__ to_stablehlo --workdir=DIR --output=FILE [--layer=NAME] [--step=...]
+python -m hybrid_jax.convert from_image_gpt DIR --workdir=OUT [--palette=FILE.npy] [--data_name=NAME ...]
+python -m hybrid_jax.convert to_image_gpt --workdir=DIR --output=FOLDER [--step=latest|best|N]
+python -m hybrid_jax.convert to_safetensors --workdir=DIR --output=FILE.safetensors [--step=...]
+python -m hybrid_jax.convert to_stablehlo --workdir=DIR --output=FILE [--layer=NAME] [--step=...]
 """
 
 import argparse
-import contextlib
-import os
 import pathlib
 import signal
 import sys
-from collections.abc import Callable
 
-import ml_collections
-import numpy as np
 from absl import logging
 
 from hybrid_jax import config as config_lib
+from hybrid_jax.convert import Say, from_image_gpt
 from hybrid_jax.errors import UserError
 from hybrid_jax.utils.cli import Parser, exit_code, say
 
-Say = Callable[[str], None]
 # Where the images lie that a converted model is evaluated on; their size and channels are the model's.
 DATA_FIELDS = tuple(
     name
     for name, field in config_lib.FIELDS.items()
     if name.startswith("data.") and name not in ("data.image_size", "data.channels") and field.default is not None
 )
-
-
-def from_image_gpt(
-    source: str | os.PathLike,
-    workdir: str | os.PathLike,
-    palette: str | os.PathLike | None = None,
-    data: dict[str, object] | None = None,
-    scan_layers: bool = False,
-    say: Say = print,
-) -> None:
-    """Makes a workdir, with a checkpoint at step 0, of a Hugging Face Image GPT.
-
-    `hybrid_jax.load`, `--mode=eval`, `--mode=embed` and `--fork_from` take it; `--mode=train` refuses it, since there
-    is no optimizer state.
-
-    Args:
-      source: the folder with `config.json`, `model.safetensors`, `preprocessor_config.json`.
-      workdir: to be made; without checkpoints where it exists.
-      palette: an .npy of (K, 3) colours in [-1, 1], where the folder has none.
-      data: fields of our config by dotted name, `data.name` and the like: what the model is evaluated on.
-      scan_layers: as `model.scan_layers`.
-      say: takes lines for the user.
-
-    Raises:
-      UserError: the folder cannot be read or is of another model, or the workdir has checkpoints.
-    """
-    from hybrid_jax.convert import image_gpt
-    from hybrid_jax.storage import checkpoint
-
-    if any(path.name.isdigit() or "damaged" in path.name for path in checkpoint.directory(workdir).glob("*")):
-        raise UserError(f"--workdir={workdir}: has checkpoints already; choose another")
-    npy = None if palette is None else pathlib.Path(palette)
-    fields, params, colours = image_gpt.read_folder(pathlib.Path(source), npy, scan_layers)
-    config = config_lib.default_config()
-    config.update_from_flattened_dict(fields | (data or {}))
-    config_lib.validate(config)
-    _write(pathlib.Path(workdir), config, params, colours)
-    side, count = config.data.image_size[0], sum(x.size for x in params.values())
-    model = (
-        f"{config.model.decoder_layers} blocks of width {config.model.width}, {len(colours)} colours, {side} x {side}"
-    )
-    say(f"wrote {workdir}: {count:,} parameters, {model}, step 0")
-    chosen = "" if "data.name" in (data or {}) else " (--data_name chooses)"
-    say(f"to be evaluated on data.name={config.data.name!r}{chosen}, in batches of {config.eval.batch_size}")
-
-
-def _write(
-    workdir: pathlib.Path, config: ml_collections.ConfigDict, params: dict[str, np.ndarray], colours: np.ndarray
-) -> None:
-    import jax.numpy as jnp
-    from flax.traverse_util import unflatten_dict
-
-    from hybrid_jax.models import tokens
-    from hybrid_jax.storage import checkpoint, lock
-    from hybrid_jax.storage.files import writable, write_whole
-    from hybrid_jax.train_state import TrainState
-
-    with writable(workdir):
-        checkpoint.directory(workdir).mkdir(parents=True, exist_ok=True)
-    # The pixels' table is not saved: it follows from the colours.
-    palette = tokens.Palette(jnp.asarray(colours), None)
-    arrays = unflatten_dict({name: jnp.asarray(value) for name, value in params.items()}, sep="/")
-    state = TrainState(jnp.zeros((), jnp.int32), arrays, None, None, palette)
-    with lock.held(workdir), contextlib.closing(checkpoint.Checkpoints(workdir, config)) as checkpoints:
-        checkpoints.save(state, config, None)
-        checkpoints.wait()
-        with writable(workdir):
-            write_whole(workdir / "config.json", config_lib.to_json(config))
 
 
 def _to(flags: argparse.Namespace, say: Say) -> None:
@@ -122,7 +49,7 @@ def _to(flags: argparse.Namespace, say: Say) -> None:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = Parser("python -m hybrid_jax.convert.__main__", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = Parser("python -m hybrid_jax.convert", description=__doc__.split("\n")[0], allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser, metavar="COMMAND")
     one = commands.add_parser("from_image_gpt", help="a workdir of a Hugging Face Image GPT", allow_abbrev=False)
     one.add_argument(
@@ -158,7 +85,7 @@ def _run(argv: list[str]) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Entry point of `python -m hybrid_jax.convert.__main__`; returns the exit code, 2 at a mistake to mend."""
+    """Entry point of `python -m hybrid_jax.convert`; returns the exit code, 2 at a mistake to mend."""
     # As Ctrl-C: what is half written is removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Orbax logs steps of its own.

@@ -1,1 +1,1 @@
-"""inference."""
+"""A trained model in use: features, likelihoods, samples and completions, from a workdir alone."""

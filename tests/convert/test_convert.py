@@ -120,7 +120,7 @@ def test_a_converted_workdir_is_forked_but_not_resumed(workdir, model, mesh_of, 
     with pytest.raises(UserError, match=f"without an optimizer; begin another run with --fork_from={workdir}"):
         train.train_and_evaluate(config, workdir, lines.append)
     with pytest.raises(UserError, match=f"--workdir={workdir}: has checkpoints already"):
-        convert_cli.from_image_gpt(workdir.parent / "theirs", workdir)
+        hybrid_jax.convert.from_image_gpt(workdir.parent / "theirs", workdir)
 
 
 def test_parts_half_precision_and_a_palette_of_its_own_are_read(tmp_path):

@@ -1,1 +1,1 @@
-"""tfds."""
+"""Image sets that tfds has prepared, read without TensorFlow."""
