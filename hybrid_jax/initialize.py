@@ -5,6 +5,7 @@ A fork is a new run from the parameters of another, `--fork_from=DIR[@step]`; `f
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -28,7 +29,8 @@ from hybrid_jax.multihost import coordination
 from hybrid_jax.multihost.preemption import StopRequests
 from hybrid_jax.storage import best as best_checkpoint
 from hybrid_jax.storage import checkpoint, lock
-from hybrid_jax.storage.checkpoint import Checkpoints, DamagedError, choose_steps
+from hybrid_jax.storage.best import choose_steps
+from hybrid_jax.storage.checkpoint import Checkpoints, DamagedError
 from hybrid_jax.storage.files import writable, write_whole
 from hybrid_jax.train_state import TrainState
 
@@ -86,7 +88,8 @@ def open_run(config, workdir: str | os.PathLike, fork_from: str | None, log: Log
         still_ours = stack.enter_context(lock.held(workdir, log))
     coordination.check_same(config=config_lib.to_json(config), fingerprint=data.fingerprint, fork_from=str(fork_from))
     stops = stack.enter_context(StopRequests(mesh))
-    checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, config, still_ours)))
+    best_step = functools.partial(best_checkpoint.best_step, workdir, config.checkpoint.best_metric)
+    checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, config, still_ours, best_step)))
     spec = tokens.TokenSpec.from_config(config)
     return Run(config, workdir, mesh, spec, data, checkpoints, stops, fork_from, log)
 

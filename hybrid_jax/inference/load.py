@@ -11,7 +11,8 @@ from hybrid_jax import sharding
 from hybrid_jax.errors import UserError
 from hybrid_jax.inference.model import Model
 from hybrid_jax.models import hybrid, tokens
-from hybrid_jax.storage.checkpoint import Checkpoints, DamagedError, choose_steps
+from hybrid_jax.storage.best import choose_steps
+from hybrid_jax.storage.checkpoint import Checkpoints, DamagedError
 
 
 def load(

@@ -2,11 +2,10 @@
 
 A checkpoint `checkpoints/<step>/` holds one item for each part of the train state, and `meta`: step, seed, resolved
 config, data fingerprint, format version, and a checksum per array. Orbax writes it beside its place and renames it, so
-it is whole or absent; checksums detect later damage. `choose_steps` says which checkpoint `--step` means.
+it is whole or absent; checksums detect later damage.
 """
 
 import contextlib
-import json
 import os
 import pathlib
 import re
@@ -21,10 +20,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from hybrid_jax import sharding
-from hybrid_jax.config import BEST_METRICS
 from hybrid_jax.errors import StorageError, UserError
 from hybrid_jax.multihost import coordination
-from hybrid_jax.storage import best as best_checkpoint
 from hybrid_jax.storage import integrity
 from hybrid_jax.storage.integrity import check_sealed, checksums, sealed
 
@@ -39,12 +36,22 @@ def directory(workdir: str | os.PathLike) -> pathlib.Path:
 class Checkpoints:
     """Saves and restores the train state of one workdir."""
 
-    def __init__(self, workdir: str | os.PathLike, config=None, still_ours: Callable[[], None] = lambda: None):
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        config=None,
+        still_ours: Callable[[], None] = lambda: None,
+        best_step: Callable[[list[int]], int | None] = lambda steps: None,
+    ):
         """Opens the workdir's checkpoints: for training with its `config`, read-only without.
 
-        `still_ours` raises where another run has taken the workdir; it is asked before each save.
+        Args:
+          workdir: of the run.
+          config: resolved; its `checkpoint` section says what is kept.
+          still_ours: raises where another run has taken the workdir; asked before each save.
+          best_step: which of some steps is kept as the best, if any; asked at each save.
         """
-        self._still_ours = still_ours
+        self._still_ours, self._best_step = still_ours, best_step
         self._read_only = config is None
         self._workdir, self._path = workdir, directory(workdir)
         self._best = _Chosen()
@@ -81,10 +88,8 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         removed = self._saving is not None and coordination.is_first() and not (self._path / str(self._saving)).is_dir()
-        metric = config.checkpoint.best_metric
-        # Whoever reads the results' files first: all processes must delete the same checkpoints.
-        best = best_checkpoint.best_step(self._workdir, metric, self.steps()) if metric else None
-        self._best.step = coordination.broadcast_from_process_zero(best)
+        # All processes must delete the same checkpoints.
+        self._best.step = coordination.broadcast_from_process_zero(self._best_step(self.steps()))
         parts = state.saved()
         meta = {
             "format_version": FORMAT_VERSION,
@@ -298,70 +303,3 @@ def _first_line(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).strip().split("\n")[0][:200] or type(error).__name__
-
-
-def choose_steps(
-    workdir: str | os.PathLike, step: int | str | None, checkpoints: Checkpoints, told: str = ""
-) -> list[int]:
-    """Returns the steps that `step` stands for, of which the first undamaged is meant.
-
-    Args:
-      workdir: of the run.
-      step: None or `latest`, `best`, or a step.
-      checkpoints: of that workdir.
-      told: the flag and value that an error names; by default those of --workdir and --step.
-
-    Raises:
-      UserError: no checkpoint, or none that `step` could mean.
-    """
-    steps = checkpoints.steps()
-    if not steps:
-        raise UserError(f"{told or f'--workdir={workdir}'}: holds no checkpoint; train first, with --mode=train")
-    with coordination.raise_on_all_processes(UserError):
-        metric = _best_metric(workdir, checkpoints) if step == "best" else ""
-        chosen = choose(workdir, step, steps, metric, told or f"--step={step}")
-    # The results' files may reach one process later than another.
-    return coordination.broadcast_from_process_zero(chosen)
-
-
-def _best_metric(workdir: str | os.PathLike, checkpoints: Checkpoints) -> str:
-    """Returns the metric of `config.json`, which a resumed run may change, else the newest checkpoint's."""
-    try:
-        nested = json.loads((pathlib.Path(workdir) / "config.json").read_text(encoding="utf-8"))
-        return str(nested["checkpoint"]["best_metric"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
-    for step in reversed(checkpoints.steps()):
-        with contextlib.suppress(DamagedError):
-            return checkpoints.config(step).checkpoint.best_metric
-    return ""
-
-
-def choose(workdir: str | os.PathLike, step: int | str | None, steps: list[int], metric: str, told: str) -> list[int]:
-    """Returns the steps that a step's name stands for, the newest first.
-
-    Args:
-      workdir: of the run.
-      step: None or `latest` (the newest, then those before it), `best`, or a step.
-      steps: that have a checkpoint.
-      metric: what `best` goes by; empty where the run has none.
-      told: the flag and value that an error names.
-
-    Raises:
-      UserError: no such step; `best` without a metric or without an evaluation.
-    """
-    listed = ", ".join(map(str, steps))
-    if step in (None, "latest"):
-        return sorted(steps, reverse=True)
-    if step == "best":
-        if metric not in BEST_METRICS:
-            how = "train with --config.checkpoint.best_metric=... and --config.eval.every_steps above 0"
-            raise UserError(f"{told}: this run chose no checkpoint.best_metric; {how}, or take one of {listed}")
-        best = best_checkpoint.best_step(workdir, metric, steps)
-        if best is None:
-            how = "train on to the next evaluation, or --mode=eval --step=N"
-            raise UserError(f"{told}: no checkpoint has a validation {metric} yet; {how}; there are {listed}")
-        return [best]
-    if str(step) not in map(str, steps):
-        raise UserError(f"{told}: must be latest, best or one of {listed}")
-    return [int(step)]
