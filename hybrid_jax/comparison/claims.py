@@ -34,7 +34,7 @@ class Claim:
 
     Attributes:
       name: of the claim.
-      metric: what is compared.
+      metric: that is compared.
       margin: in the metric's unit.
       reference: the pure arm.
       other: the arm that the reference must beat; otherwise there is no advantage to keep.

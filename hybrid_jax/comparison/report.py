@@ -126,7 +126,7 @@ def _runs(result: dict) -> str:
 
 def _method(result: dict) -> str:
     tuned = {base: table.settings(chosen) for base, chosen in result["tuned"].items()}
-    told = "; ".join(f"{base}: {chosen or 'the config unchanged'}" for base, chosen in tuned.items())
+    settings = "; ".join(f"{base}: {chosen or 'the config unchanged'}" for base, chosen in tuned.items())
     tries, share = result["config"]["compare"]["trials"], result["config"]["compare"]["trial_share"]
     parts = [
         "Differences are taken seed by seed on the same test images. Their bounds are mean ∓ t(.95, S - 1) "
@@ -138,7 +138,7 @@ def _method(result: dict) -> str:
         "advantage to keep, and the verdict is that the premise is not reproduced.",
         f"Each arm was tuned first, with {tries} tries of {share:.0%} of the steps, on validation images and with a "
         "seed that is not judged: the pure arms over learning rate and weight decay, the hybrid, which takes these "
-        f"from the generative arm, over the weight of its contrastive loss. Chosen: {told}."
+        f"from the generative arm, over the weight of its contrastive loss. Chosen: {settings}."
         if tries > 1
         else "No arm was tuned: all have the learning rate and weights of the config.",
         "Other data, model sizes or budgets may lead to other verdicts.",

@@ -1,4 +1,4 @@
-"""A comparison in words and numbers: what each claim says, and what was measured for each arm."""
+"""A comparison as text: the claims, and a table of the measurements of each arm."""
 
 import collections
 import statistics
@@ -64,12 +64,12 @@ def margin(row: dict) -> str:
 
 
 def premise(row: dict) -> str:
-    """Returns what the verdict rests on, and whether the runs show it; empty where there is no premise."""
+    """Returns the premise of a verdict and whether the runs show it; empty where there is none."""
     found = row["premise"]
     if found is None:
         return ""
-    told = " ".join(difference({**found, "metric": row["metric"]}))
-    return f"{found['text']}: {'yes' if found['holds'] else 'not shown'} ({told})"
+    numbers = " ".join(difference({**found, "metric": row["metric"]}))
+    return f"{found['text']}: {'yes' if found['holds'] else 'not shown'} ({numbers})"
 
 
 def settings(overrides: dict) -> str:
@@ -78,7 +78,7 @@ def settings(overrides: dict) -> str:
 
 
 def text(result: dict) -> str:
-    """Returns what the terminal shows of `compare.json`."""
+    """Returns the content of `compare.json` for the terminal."""
     lines = _aligned(measured(result))
     for arm in dict.fromkeys(row["arm"] for row in result["claims"]):
         for table in (EQUAL_STEPS, EQUAL_FLOPS):
@@ -90,7 +90,7 @@ def text(result: dict) -> str:
 
 
 def measured(result: dict) -> list[list[str]]:
-    """Returns a table of the metrics, its heads first: a row for each arm, and one for what needs no model."""
+    """Returns a table of the metrics, its heads first: a row for each arm, and one for the floors."""
     found = values(result["runs"])
     floors = {row["metric"]: row["value"] for row in result["floors"]}
     metrics = [name for name in COLUMNS if name in floors]
@@ -109,6 +109,6 @@ def _line(row: dict) -> str:
     note = f" ({row['note']})" if row.get("note") else ""
     if row["estimate"] is None:
         return f"  {row['claim'] if row['claim'] == WHOLE else 'all'}: {row['verdict'].upper()}{note}"
-    told = f"{' '.join(difference(row))}, margin {margin(row)}"
+    numbers = f"{' '.join(difference(row))}, margin {margin(row)}"
     why = f"; {premise(row)}" if row["premise"] else ""
-    return f"  {row['claim']}: {told}: {row['verdict']}{note}{why}"
+    return f"  {row['claim']}: {numbers}: {row['verdict']}{note}{why}"

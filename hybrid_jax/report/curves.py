@@ -32,7 +32,7 @@ def sections(metrics: list[dict], model, results: list[dict], reference_dir: pat
 def training_curves(
     metrics: list[dict], model, results: list[dict], comparison: Comparison | None
 ) -> list[tuple[str, str]]:
-    """Draws what was logged.
+    """Draws the logged metrics.
 
     Args:
       metrics: rows of metrics.jsonl, by step.
@@ -146,22 +146,22 @@ def _gradient_cosine(metrics: list[dict]) -> tuple[str, str]:
 
 
 def reference_note(comparison: Comparison | None, model) -> str:
-    """Returns where the grey curves come from, how this run differs, and what a gap between the two means."""
+    """Returns the origin of the grey curves, the differences of this run, and how to read a gap between the two."""
     if comparison is None:
         return "There is no reference curve: none was recorded on this data with these tokens."
     reference = comparison.reference
     values = [(METRICS[name], reference.result[name]) for name in METRICS if name in reference.result]
-    reached = ", ".join(f"{metric.title} {metric.tell(value)}" for metric, value in values)
-    told = [f"{name} {own} (reference {theirs})" for name, own, theirs in comparison.differences[:MOST_DIFFERENCES]]
-    if len(comparison.differences) > len(told):
-        told.append(f"{len(comparison.differences) - len(told)} more fields")
+    reached = ", ".join(f"{metric.title} {metric.text(value)}" for metric, value in values)
+    differs = [f"{name} {own} (reference {theirs})" for name, own, theirs in comparison.differences[:MOST_DIFFERENCES]]
+    if len(comparison.differences) > len(differs):
+        differs.append(f"{len(comparison.differences) - len(differs)} more fields")
     text = (
         f"Grey: the reference run {reference.name} of {reference.config.train.total_steps:,} steps, whose final "
         f"results are: {reached}."
     )
-    if told:
+    if differs:
         text += (
-            f" This run differs in: {', '.join(told)}. If none of these explains a loss that stays above the grey "
+            f" This run differs in: {', '.join(differs)}. If none of these explains a loss that stays above the grey "
             "curve long after the warm-up, or an accuracy below it, check the learning rate and the data."
         )
     else:
@@ -211,8 +211,8 @@ def layer_sweep(row: dict, default_layer: str) -> tuple[str, str]:
         f"Linear probe of each layer, from the first to the last: trained on {row['layer_choice_n_train']:,} training "
         f"images at C = {row['layer_choice_C']:g}, evaluated on {count:,} validation images; bars are one standard "
         "error. The best layer of the results was chosen from these. The probes of the results have more labels and a "
-        "tuned C, so their accuracies (and their floor) differ. Layers within two bars of each other cannot be told "
-        "apart."
+        "tuned C, so their accuracies (and their floor) differ. Layers within two bars of each other do not differ "
+        "clearly."
     )
     return figure_uri(figure), caption
 

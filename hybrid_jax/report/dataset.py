@@ -102,7 +102,7 @@ def _title(summary: dict) -> str:
 
 
 def summary_lines(summary: dict) -> list[str]:
-    """Returns what is printed, from the content of `data.json`."""
+    """Returns the printed lines for the content of `data.json`."""
     rows = summary["splits"].items()
     width = max(len(name) for name in summary["splits"])
     lines = [f"data {_title(summary)} (height x width)"]
@@ -214,8 +214,8 @@ def _of_copies(summary: dict) -> Iterator[tuple[str, str]]:
         example = f" (first {first} = {second})" if isinstance(first, str) else ""
         yield (
             "leak",
-            f"{row['images']:,} of {summary['splits'][row['to']]['scanned']:,} {judged} images are also in the "
-            f"{learnt} split{example}: results will look better than they are; remove the copies",
+            f"the {learnt} split contains {row['images']:,} of the {summary['splits'][row['to']]['scanned']:,} "
+            f"{judged} images{example}: results will look better than they are; remove the copies",
         )
 
 

@@ -37,15 +37,15 @@ class Cell:
 
 def sections(features: FeatureStore) -> list[Section]:
     """Returns the sections of the neighbours and of the map."""
-    rows, told = neighbours(features)
+    rows, caption = neighbours(features)
     lines = [
         f'<div class="neighbours">{"".join(thumbnail(*dataclasses.astuple(c)) for c in row)}</div>' for row in rows
     ]
-    uri, caption, legend = feature_map(features)
+    uri, map_caption, legend = feature_map(features)
     dots = "".join(f'<span><i style="background:{c}"></i>{html.escape(name)}</span>' for name, c in legend)
     return [
-        ("Nearest neighbours", "".join(lines) + paragraph(told, "caption")),
-        ("Map of the features", f'<div class="legend">{dots}</div>{figure(uri, caption, beside=True)}'),
+        ("Nearest neighbours", "".join(lines) + paragraph(caption, "caption")),
+        ("Map of the features", f'<div class="legend">{dots}</div>{figure(uri, map_caption, beside=True)}'),
     ]
 
 

@@ -91,7 +91,7 @@ def _histogram(outcome: Outcome, name: str) -> tuple[str, str]:
     """Histograms of one score, one above the other: of the test images, then of every kind of outlier."""
     sets = {"test images": outcome.inliers[name], **{pair: found[name] for pair, found in outcome.pairs.items()}}
     low = min(float(np.quantile(values, 0.01)) for values in sets.values())
-    # One kind that lies very far out would leave the others a single bin.
+    # A kind of outlier that is very far away would leave a single bin to the others.
     medians = [float(np.median(values)) for values in sets.values()]
     usual = np.quantile(sets["test images"], [0.01, 0.99])
     high = min(max(np.quantile(values, 0.95) for values in sets.values()), usual[1] + 3 * np.ptp(usual))

@@ -72,7 +72,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], stacked: bool = T
     Args:
       heads: plain titles of the columns.
       rows: of HTML, as `cell` returns it.
-      stacked: whether each row becomes a block of its own where the page is narrow; else the table scrolls.
+      stacked: whether each row becomes a block on a narrow page; otherwise the table scrolls.
     """
     names = [html.escape(text) for text in heads]
     head = "".join(f"<th>{name}</th>" for name in names)

@@ -71,7 +71,7 @@ class Comparison:
     differences: tuple[tuple[str, object, object], ...]
 
     def points(self, key: str, last_step: int) -> list[tuple[int, float]]:
-        """Returns the reference's (step, value) of a metric up to a step; none where it may not be compared."""
+        """Returns the reference's (step, value) of a metric up to a step; none where it is not comparable."""
         if key not in self.curves:
             return []
         rows = [row for row in self.reference.curve if row["step"] <= last_step and row[key] is not None]
@@ -91,15 +91,15 @@ def load(directory: pathlib.Path = SHIPPED) -> list[Reference]:
 def comparable(config: ml_collections.ConfigDict, references: list[Reference]) -> Comparison | None:
     """Finds the reference for a run.
 
-    The generative loss may be compared where images and tokens are the same; the contrastive loss and
-    accuracy where in addition the batch, the temperature, the loss and the views are.
+    The generative loss is comparable where images and tokens are equal; the contrastive loss and accuracy where batch
+    size, temperature, loss and views are equal too.
 
     Args:
       config: of the run.
       references: the candidates.
 
     Returns:
-      The one with most curves to compare and, of those, most fields equal; None where no curve may be.
+      The one with the most comparable curves and, among those, the fewest differences; None where no curve is.
     """
     fits = [Comparison(r, _shared_curves(config, r.config), _differences(config, r.config)) for r in references]
     fits = [fit for fit in fits if fit.curves]
@@ -129,8 +129,8 @@ def _differences(
 ) -> tuple[tuple[str, object, object], ...]:
     before, after = config_lib.flatten(reference), config_lib.flatten(own)
     ignored = _WITHOUT_EFFECT | set(_VOCABULARY.values())
-    told = [name for name in config_lib.FIELDS if name.startswith(_SHAPING) and name not in ignored]
-    return tuple((name, after[name], before[name]) for name in told if after[name] != before[name])
+    names = [name for name in config_lib.FIELDS if name.startswith(_SHAPING) and name not in ignored]
+    return tuple((name, after[name], before[name]) for name in names if after[name] != before[name])
 
 
 def record(workdir: str | pathlib.Path, name: str, directory: pathlib.Path = SHIPPED) -> pathlib.Path:

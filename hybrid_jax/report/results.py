@@ -1,7 +1,5 @@
 """The report's results: one row per subject, all of them folded below, and the subjects that were not measured."""
 
-from collections.abc import Callable
-
 from hybrid_jax.evaluators.features import has_split
 from hybrid_jax.evaluators.sample_quality import HISTOGRAMS, SHOWN
 from hybrid_jax.report import verdicts
@@ -37,7 +35,7 @@ def _listed(words: list[str]) -> str:
 def summary(results: list[dict]) -> dict[str, dict]:
     """Returns the row that stands for each subject.
 
-    It is the first one, or, where that has variants on as many labels, the variant of the best validation accuracy.
+    It is the first row of the subject or, of variants with the same setting, the one with the best validation accuracy.
     """
     rank = {evaluator: place for place, evaluator in enumerate(SUBJECTS)}
     first: dict[str, dict] = {}
@@ -53,7 +51,7 @@ def sections(model, data, results: list[dict]) -> list[Section]:
 
     Args:
       model: its config says which evaluators ran.
-      data: whose splits and labels say what could not be measured.
+      data: its splits and labels, which some evaluators need.
       results: without those of the validation split and the details of outlier detection.
     """
     shown = [_summary_row(subject, row) for subject, row in summary(results).items()]
@@ -88,8 +86,8 @@ def _not_measured(model, data, results: list[dict]) -> str:
     for evaluator, subject in SUBJECTS.items():
         if evaluator not in measured:
             reasons.setdefault(_reason(evaluator, model, data), []).append(_inside(subject))
-    told = "; ".join(f"{_listed(subjects)} ({reason})" for reason, subjects in reasons.items())
-    return f"Not measured: {told}." if told else ""
+    listed = [f"{_listed(subjects)} ({reason})" for reason, subjects in reasons.items()]
+    return f"Not measured: {'; '.join(listed)}." if listed else ""
 
 
 def _reason(evaluator: str, model, data) -> str:
@@ -122,21 +120,22 @@ def _all(results: list[dict]) -> str:
 
 
 def _details(row: dict) -> list[str]:
-    """The settings of a result, and what a reader should know of it."""
+    """The settings of a result and remarks on it."""
     metric = metric_of(row)
-    tell: dict[str, Callable[[dict], str]] = {
-        "layer": lambda r: r["layer"],
-        "C": lambda r: f"C = {r['C']:g}",
-        "k": lambda r: f"k = {r['k']}",
-        "temperature": lambda r: f"temperature {r['temperature']:.3g}",
-        "learning_rate": lambda r: f"learning rate {r['learning_rate']:g}",
-        "epochs": lambda r: f"{r['epochs']} epochs",
-        "n_train": lambda r: f"{r['n_train']:,} labels",
-        "train_value": lambda r: f"{metric.tell(r['train_value'])} on {r['train_n']:,} training images",
-        "clean_value": lambda r: f"{r['clean_value']:.1%} on the same images unchanged",
+    known = {
+        "layer": "{layer}",
+        "C": "C = {C:g}",
+        "k": "k = {k}",
+        "temperature": "temperature {temperature:.3g}",
+        "learning_rate": "learning rate {learning_rate:g}",
+        "epochs": "{epochs} epochs",
+        "n_train": "{n_train:,} labels",
+        "clean_value": "{clean_value:.1%} on the same images unchanged",
     }
     details = ["lower is better"] if metric.lower else []
-    details += [told(row) for key, told in tell.items() if row.get(key) is not None]
+    details += [template.format(**row) for key, template in known.items() if row.get(key) is not None]
+    if row.get("train_value") is not None:
+        details.append(f"{metric.text(row['train_value'])} on {row['train_n']:,} training images")
     for grid, key, name in (("c_values", "C", "C"), ("learning_rates", "learning_rate", "learning rate")):
         if len(row.get(grid, ())) > 1 and row[key] == max(row[grid]):
             details.append(f"the largest {name} of the grid: a wider grid may give more")
@@ -150,12 +149,12 @@ def _samples(results: list[dict]) -> str:
     baselines = [SHOWN] if any(SHOWN in row["floor"] for row in results) else []
     rows, first = [], results[0]
     for row in results:
-        tell, words = metric_of(row).tell, verdicts.verdict(row)
+        metric, words = metric_of(row), verdicts.verdict(row)
         floor = [row["floor"].get(name) for name in (verdicts.real_images(row), *baselines, HISTOGRAMS)]
         rows.append([
-            cell(verdicts.title(row), "; ".join([metric_of(row).meaning, *_sample_details(row)])),
+            cell(verdicts.title(row), "; ".join([metric.meaning, *_sample_details(row)])),
             cell(verdicts.value(row), tone="tight"),
-            *("" if found is None else cell(tell(found), tone="tight") for found in floor),
+            *("" if found is None else cell(metric.text(found), tone="tight") for found in floor),
             cell(words, tone=verdicts.tone(words)),
         ])  # fmt: skip
     caption = (

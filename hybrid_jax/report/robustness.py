@@ -115,8 +115,8 @@ def _reliability(rows: list[dict]) -> str:
         axes.legend(frameon=False, fontsize=8, loc="upper left")
         temperature = row.get("temperature")
         how = f": logits divided by {temperature:.3g}, chosen on the validation split" if temperature else ""
-        told = f"{row['variant'].capitalize()}{how}. Expected calibration error: {row['value']:.2%}."
-        figures.append(figure(figure_uri(drawn), told))
+        caption = f"{row['variant'].capitalize()}{how}. Expected calibration error: {row['value']:.2%}."
+        figures.append(figure(figure_uri(drawn), caption))
     caption = (
         f"Confidence and accuracy of the linear probe on {rows[0]['n']:,} test images, in {calibration.NUM_BINS} bins: "
         "below the dashed line the probe is overconfident, above it underconfident. Bins of fewer than "

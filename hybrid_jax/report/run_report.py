@@ -1,7 +1,7 @@
 """The report of a run: one self-contained HTML file for readers who see the project for the first time.
 
-It opens with what can be looked at: curves, views, samples, neighbours, the map. Then come the results, one row per
-subject with all others folded below, and figures on single subjects.
+It opens with pictures: curves, views, samples, neighbours, the map of the features. Then follow the results, one row
+per subject with all others folded below, and figures on single subjects.
 """
 
 import html
@@ -33,7 +33,7 @@ def write_report(
       model: a restored checkpoint, as `hybrid_jax.load` returns; its config says how many samples are shown.
       data: a data set with `train`, `validation`, `test`, `class_names`, `name`.
       measured: results as `evaluators.evaluate` returns them; may be empty.
-      sample_views: images and their views; None where there are none.
+      sample_views: images and their views; None for a model without views.
       features: of the same model and data; images whose features it lacks pass the network here.
       reference_dir: of the reference curves that are drawn behind this run's.
 
@@ -64,7 +64,7 @@ def write_report(
 
 
 def facts(model, data, metrics: list[dict]) -> str:
-    """Returns what the model and the data are, in two sentences."""
+    """Returns a description of the model and the data, and what a floor is."""
     branches = {(True, True): "hybrid", (True, False): "generative only", (False, True): "contrastive only"}
     counts = [f"{len(getattr(data, s).images):,} {s}" for s in SPLITS if has_split(data, s)]
     height, width, channels = data.train.images.shape[1:]

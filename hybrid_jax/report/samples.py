@@ -43,7 +43,7 @@ def sections(features: FeatureStore, num: int, seed: int) -> list[Section]:
 
 
 def compilations(features: FeatureStore, config) -> list[Callable[[], object]]:
-    """Returns what compiles the completions that `sections` draws; of more rows of patches than one."""
+    """Returns functions that compile the completions of `sections` ahead of time."""
     num = config.eval.report_samples
     if not num or not features.model.has_likelihood:
         return []

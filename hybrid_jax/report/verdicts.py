@@ -1,4 +1,4 @@
-"""How results are told: the name of a metric, its values as text, and the verdict of a result against its floors."""
+"""Results in words: the name of a metric, its values as text, and the verdict of a result against its floors."""
 
 import dataclasses
 
@@ -29,15 +29,15 @@ _VARIANTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """How a metric is told.
+    """A metric in words.
 
     Attributes:
       title: its name in the report.
-      evaluator: that measures it; empty where that is not known.
+      evaluator: its evaluator; empty for an unknown metric.
       unit: after the value.
       lower: whether lower is better.
       share: whether it is a share in [0, 1], written in per cent.
-      meaning: what it says, for a reader who meets it for the first time.
+      meaning: an explanation for readers who do not know it.
     """
 
     title: str
@@ -47,7 +47,7 @@ class Metric:
     share: bool = False
     meaning: str = ""
 
-    def tell(self, value: float, unit: bool = True) -> str:
+    def text(self, value: float, unit: bool = True) -> str:
         """Returns the value as text."""
         return f"{value:.1%}" if self.share else f"{value:.3f}" + (f" {self.unit}" if unit and self.unit else "")
 
@@ -106,7 +106,7 @@ METRICS = {
 
 
 def metric_of(row: dict) -> Metric:
-    """Returns how a result is told; one without an entry goes by its name, higher is better."""
+    """Returns the metric of a result; an unknown one goes by its name, higher is better."""
     name = row["metric"]
     return METRICS.get(name) or Metric(name.replace("_", " "), "", share=name.endswith("_accuracy"))
 
@@ -118,8 +118,8 @@ def judges_samples(row: dict) -> bool:
 
 def title(row: dict) -> str:
     """Returns the metric and its variant."""
-    told = [metric_of(row).title, *([_VARIANTS.get(row["variant"], row["variant"])] if "variant" in row else [])]
-    return score_name(", ".join(told))
+    variant = [_VARIANTS.get(row["variant"], row["variant"])] if "variant" in row else []
+    return score_name(", ".join([metric_of(row).title, *variant]))
 
 
 def score_name(text: str) -> str:
@@ -130,12 +130,12 @@ def score_name(text: str) -> str:
 def value(row: dict) -> str:
     """Returns the value and its standard error."""
     metric, error = metric_of(row), row.get("standard_error")
-    return metric.tell(row["value"]) + (f" ± {metric.tell(error, unit=False)}" if error else "")
+    return metric.text(row["value"]) + (f" ± {metric.text(error, unit=False)}" if error else "")
 
 
 def floors(row: dict) -> str:
     """Returns the floors with their names."""
-    return ", ".join(f"{name} {metric_of(row).tell(found)}" for name, found in (row.get("floor") or {}).items())
+    return ", ".join(f"{name} {metric_of(row).text(found)}" for name, found in (row.get("floor") or {}).items())
 
 
 def best_floor(row: dict) -> dict[str, float]:

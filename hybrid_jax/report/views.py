@@ -76,7 +76,7 @@ def sections(sample: SampleViews | None, config) -> list[Section]:
 
 
 def sheet(sample: SampleViews) -> str:
-    """Returns images, their views and, where patches are dropped, what is left of the views, as HTML."""
+    """Returns images, their views and, where patches are dropped, the views as the encoder gets them, as HTML."""
     groups, more = [rgb(sample.images)[:, None], rgb(sample.views)], ""
     if sample.kept is not None:
         groups.append(sample.as_encoder_gets())
