@@ -39,8 +39,8 @@ def sections(features: FeatureStore, results: list[dict]) -> list[Section]:
     drawn = [first, *(name for name in _DRAWN if name in outcome.inliers and name != first)]
     body = grid(figure(*_histogram(outcome, name)) for name in drawn)
     body += "<h3>Most and least anomalous images</h3>" + _extremes(outcome, first)
-    table = _table(rows) + paragraph(_caption(rows, results), "note")
-    return [(SUBJECTS["ood"], body + folded("AUROC of every score and kind of outlier", table))]
+    every = _table(rows) + paragraph(_caption(rows, results), "note")
+    return [(SUBJECTS["ood"], body + folded("AUROC of every score and kind of outlier", every))]
 
 
 def _table(rows: list[dict]) -> str:
