@@ -40,8 +40,8 @@ ROOMS = {
     "anomaly": {"joint_score", "fit", "detection"},
     "corruptions": {"ops", "weather"},
     "report": {
-        "run_report", "page", "curves", "images", "views", "samples", "ood", "robustness", "results", "quality",
-        "metric_names", "reference", "dataset", "dataset_stats", "dataset_sheet",
+        "run_report", "page", "plots", "curves", "images", "views", "samples", "ood", "robustness", "results",
+        "verdicts", "reference", "dataset", "dataset_stats", "dataset_sheet",
     },
     "comparison": {"run", "arms", "measures", "statistics", "claims", "table", "figures", "report"},
     "storage": {"checkpoint", "best", "integrity", "files", "lock"},

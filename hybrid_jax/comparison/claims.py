@@ -1,8 +1,8 @@
-"""The claims, and what the runs say of each: supported, not supported, undecided, or premise not reproduced.
+"""The claims and the verdict of the runs on each: supported, not supported, undecided, or premise not reproduced.
 
 C1: the hybrid is as discriminative as the contrastive arm. C2: it is as robust out of distribution as the generative
-arm, by three metrics that must all agree. C3: its likelihood costs no more than 2 %. A premise says that there is
-something to keep: that the contrastive arm is the more discriminative one, the generative arm the more robust one.
+arm, by three metrics that must all agree. C3: its likelihood is at most 2 % worse. A premise states the advantage that
+the hybrid is to keep: the contrastive arm is the more discriminative one, the generative arm the more robust one.
 
 Dimensions: S seeds, n images, m outliers.
 """
@@ -34,10 +34,10 @@ class Claim:
 
     Attributes:
       name: of the claim.
-      metric: what is compared.
+      metric: that is compared.
       margin: in the metric's unit.
       reference: the pure arm.
-      other: the arm that the reference must beat, or there is nothing to keep.
+      other: the arm that the reference must beat; otherwise there is no advantage to keep.
     """
 
     name: str
@@ -130,7 +130,7 @@ def _verdict(claim: str, verdict: str) -> dict:
 
 
 def _all_of(verdicts: list[str]) -> str:
-    """One that is not supported decides; then a missing premise; then doubt."""
+    """One verdict that is not supported decides, then a premise that is not reproduced, then an undecided one."""
     for decisive in (statistics.NOT_SUPPORTED, statistics.NOT_REPRODUCED, statistics.UNDECIDED):
         if decisive in verdicts:
             return decisive
@@ -138,7 +138,7 @@ def _all_of(verdicts: list[str]) -> str:
 
 
 def _noted(row: dict, rows: list[dict]) -> dict:
-    """Says of a verdict that is true by equal steps alone that it is."""
+    """Adds a note to a verdict that holds under equal steps but not under equal FLOPs."""
     same = [r for r in rows if (r["arm"], r["claim"]) == (row["arm"], row["claim"]) and r["table"] == EQUAL_FLOPS]
     good = (statistics.SUPPORTED, HOLDS)
     only = row["table"] == EQUAL_STEPS and row["verdict"] in good and same and same[0]["verdict"] not in good

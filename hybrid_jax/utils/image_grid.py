@@ -31,7 +31,8 @@ def laid_out(groups: np.ndarray, in_a_row: int) -> np.ndarray:
     """(n, tiles, H, W, 3) uint8 -> one image, several groups in a row."""
     tiles = [[resized(image) for image in group] for group in groups]
     height, width = tiles[0][0].shape[:2]
-    gap, space = 4, 24
+    # Groups of one tile are a plain grid.
+    gap, space = 4, 24 if len(tiles[0]) > 1 else 4
     across, down = width + gap, height + 2 * gap
     group_width = len(tiles[0]) * across + space
     rows, columns = -(-len(tiles) // in_a_row), min(in_a_row, len(tiles))
