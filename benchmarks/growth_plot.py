@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.growth_fit import QUANTITIES, fit, points
 from benchmarks.growth_points import AXES, Axis
-from hybrid_jax.report.curves import COLOURS, GREY, styled
+from hybrid_jax.report.plots import COLOURS, GREY, styled
 
 MIB = 2**20
 COLUMNS = 4

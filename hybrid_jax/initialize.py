@@ -104,7 +104,7 @@ def starting_state(run: Run) -> tuple[TrainState, int]:
     Raises:
       UserError: the checkpoint contradicts the config or the data, or there is nothing to fork.
     """
-    found = _resumed(run) or _forked(run) or _fresh(run)
+    found = _resumed(run) or forked_state(run) or _fresh(run)
     with writable(run.workdir):
         write_whole(run.workdir / "config.json", config_lib.to_json(run.config))
     return found
@@ -132,7 +132,7 @@ def _resumed(run: Run) -> tuple[TrainState, int] | None:
     return state, meta["step"]
 
 
-def _forked(run: Run) -> tuple[TrainState, int] | None:
+def forked_state(run: Run) -> tuple[TrainState, int] | None:
     """Takes what agrees in path and shape (and, where it depends on the tokens, in what they mean).
 
     It is taken from the moving average where the other run keeps one; anything else, and the optimizer, begins afresh.

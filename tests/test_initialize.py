@@ -35,9 +35,13 @@ def by_path(tree):
 
 
 def forked(config, workdir, source, mesh, palette=lambda: None):
-    lines = []
+    """The state that a new run begins with, and what was said; `palette` stands for the fit to the run's data."""
+    lines, spec = [], tokens.TokenSpec.from_config(config)
     workdir.mkdir(exist_ok=True)
-    return initialize.forked_state(config, workdir, str(source), mesh, palette, lines.append), lines
+    run = initialize.Run(config, workdir, mesh, spec, None, None, None, str(source), lines.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(initialize, "_fit_palette", lambda run: palette())
+        return initialize.forked_state(run)[0], lines
 
 
 def test_what_agrees_is_taken_from_the_average_and_the_rest_is_as_in_a_run_of_its_own(

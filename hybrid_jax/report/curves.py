@@ -240,18 +240,15 @@ def _lines(
       share: the axis spans [0, 1].
     """
     figure, axes = new_figure()
-    present = {key: name for key, name in names.items() if any(row.get(key) is not None for row in metrics)}
-    curves: list[tuple[str, Curve]] = [(GREY, behind)] if behind else []
-    for colour, (key, name) in zip(COLOURS, present.items(), strict=False):
-        # A gradient can be 0, which has no place on a logarithmic axis.
-        drawn = [row for row in metrics if row.get(key) is not None and (row[key] > 0 or not log)]
-        curves.append((colour, (name, [(row["step"], row[key]) for row in drawn])))
+    logged = _logged(metrics, names, log)
+    curves = [(GREY, behind)] if behind else []
+    curves += zip(COLOURS, logged, strict=False)
     for colour, (name, points) in curves:
         width, marker = 3 if colour == GREY else 1.5, "o" if len(points) == 1 else None
         axes.plot(*zip(*points, strict=True), color=colour, label=name, marker=marker, linewidth=width)
     if level:
         axes.axhline(level[0], color=MUTED, linestyle="--", linewidth=1.2, label=level[1])
-    if log and present:
+    if log and logged:
         _logarithmic(axes)
     if share:
         axes.set_ylim(0, 1)
@@ -264,6 +261,17 @@ def _lines(
         right.set_ylabel("bits/dim", fontsize=9)
         right.tick_params(labelsize=8, colors="#3c4753")
     return figure_uri(figure)
+
+
+def _logged(metrics: list[dict], names: dict[str, str], log: bool) -> list[Curve]:
+    """Returns (name, [(step, value)]) of the keys that a row has; `log` leaves out what is not above 0."""
+    found = []
+    for key, name in names.items():
+        rows = [row for row in metrics if row.get(key) is not None]
+        if rows:
+            # A gradient can be 0, which has no place on a logarithmic axis.
+            found.append((name, [(row["step"], row[key]) for row in rows if row[key] > 0 or not log]))
+    return found
 
 
 def _logarithmic(axes) -> None:

@@ -39,6 +39,12 @@ class _Block:
     rows: list[list[tuple[np.ndarray, str]]]
     paired: bool = False
 
+    def shift(self, column: int) -> int:
+        """Returns the pixels that a column's tile moves to the right: those of a pair towards each other."""
+        if not self.paired or column == 0:
+            return 0
+        return 3 if column % 2 else -3
+
 
 def write_sheet(path: pathlib.Path, config, data: DataSet, splits: dict[str, Split], title: str) -> None:
     """Draws the first images of each split and, where there are views, several pairs of views of some images.
@@ -113,9 +119,7 @@ def _drawn(title: str, blocks: Sequence[_Block], cell: int, columns: int) -> Ima
         top += _HEADING - 6
         for row in block.rows:
             for column, (tile, label) in enumerate(row):
-                left = _MARGIN + column * (cell + _GAP)
-                # The tiles of a pair move towards each other.
-                left += (0 if column == 0 else 3 if column % 2 else -3) * block.paired
+                left = _MARGIN + column * (cell + _GAP) + block.shift(column)
                 _draw_tile(canvas, draw, tile, (left + (cell - tile.shape[1]) // 2, top))
                 centre = (left + cell / 2, top + tile_height + 14)
                 draw.text(centre, _shortened(label, small, cell), _PALE, small, anchor="ms")

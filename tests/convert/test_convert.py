@@ -25,7 +25,7 @@ from hybrid_jax.convert import __main__ as convert_cli
 from hybrid_jax.convert import image_gpt
 from hybrid_jax.errors import UserError
 from hybrid_jax.evaluate import evaluate_workdir
-from hybrid_jax.models import hybrid
+from hybrid_jax.models import hybrid, tokens
 from hybrid_jax.storage import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -110,13 +110,14 @@ def test_a_converted_workdir_is_evaluated_also_by_image_gpts_own_probes(workdir,
 
 def test_a_converted_workdir_is_forked_but_not_resumed(workdir, model, mesh_of, tmp_path, monkeypatch):
     config = config_lib.from_dict(json.loads((workdir / "config.json").read_text()))
-    lines = []
-    fits = lambda: pytest.fail("fitted")
-    state = initialize.forked_state(config, tmp_path, str(workdir), mesh_of(1), fits, lines.append)
+    lines, spec = [], tokens.TokenSpec.from_config(config)
+    run = initialize.Run(config, tmp_path, mesh_of(1), spec, None, None, None, str(workdir), lines.append)
+    monkeypatch.setattr(initialize, "_fit_palette", lambda run: pytest.fail("fitted"))
+    state, _ = initialize.forked_state(run)
     jax.tree.map(np.testing.assert_array_equal, state.params, model.params)
     np.testing.assert_array_equal(state.palette.nearest, model.palette.nearest)
     assert lines[-1].endswith("new: nothing")
-    monkeypatch.setattr(train.sharding, "make_mesh", lambda config: mesh_of(1))
+    monkeypatch.setattr(initialize.sharding, "make_mesh", lambda config: mesh_of(1))
     with pytest.raises(UserError, match=f"without an optimizer; begin another run with --fork_from={workdir}"):
         train.train_and_evaluate(config, workdir, lines.append)
     with pytest.raises(UserError, match=f"--workdir={workdir}: has checkpoints already"):
