@@ -133,7 +133,7 @@ def test_the_step_is_the_newest_undamaged_the_best_or_the_one_that_was_asked_for
 def test_a_forked_run_that_was_stopped_goes_on_with_the_same_command_bit_for_bit(
     tiny_config, mesh_of, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(train.sharding, "make_mesh", lambda config: mesh_of(1))
+    monkeypatch.setattr("hybrid_jax.sharding.make_mesh", lambda config: mesh_of(1))
     saved(tmp_path / "old", tiny_config(), mesh_of(1))
     lines, config = [], tiny_config(log__every_steps=1)
     run = lambda name, log=lines.append, fork_from=str(tmp_path / "old"): train.train_and_evaluate(

@@ -155,7 +155,7 @@ def test_without_wandb_one_line_has_the_command(tmp_path, tiny_config, monkeypat
 
 @pytest.mark.slow
 def test_an_interrupted_run_has_the_curves_of_one_that_was_not(tmp_path, tiny_config, mesh_of, monkeypatch):
-    monkeypatch.setattr(train.sharding, "make_mesh", lambda config: mesh_of(1))
+    monkeypatch.setattr("hybrid_jax.sharding.make_mesh", lambda config: mesh_of(1))
     config = tiny_config(eval__every_steps=4, eval__evaluators=("likelihood",), log__every_steps=1)
 
     def stop(line):

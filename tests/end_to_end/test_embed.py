@@ -59,7 +59,7 @@ def home(tiles, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         one = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2,
                             devices=jax.devices()[:1])  # fmt: skip
-        patch.setattr(train.sharding, "make_mesh", lambda config: one)
+        patch.setattr("hybrid_jax.sharding.make_mesh", lambda config: one)
         train.train_and_evaluate(config, root / "runs" / "mine", lambda line: None)
     return root
 

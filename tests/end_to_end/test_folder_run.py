@@ -19,7 +19,7 @@ from hybrid_jax.evaluate import evaluate_workdir
 @pytest.fixture
 def photo_run(tmp_path, tiny_config, mesh_of, monkeypatch):
     """Returns run(name, **overrides): trains in tmp_path/name on tiles in tmp_path/photos; returns metrics, log."""
-    monkeypatch.setattr(train.sharding, "make_mesh", lambda config: mesh_of(1))
+    monkeypatch.setattr("hybrid_jax.sharding.make_mesh", lambda config: mesh_of(1))
     fields = {
         "data__name": "folder", "data__path": str(tmp_path / "photos"), "data__cache": str(tmp_path / "cache"),
         "data__image_size": (16, 16), "data__channels": 3, "model__patch_size": 8, "augment__recipe": "crop_flip",

@@ -142,11 +142,11 @@ def test_two_processes_train_as_one_stop_together_and_notice_a_death(
     assert [row["step"] for row in rows] == list(range(1, stopped + 1))
     # Its parameters are those of one process with as many devices.
     config = tiny_config(train__total_steps=100_000, log__every_steps=1, augment__recipe="none")
-    monkeypatch.setattr(train.sharding, "make_mesh", lambda config: mesh_of(4))
+    monkeypatch.setattr("hybrid_jax.sharding.make_mesh", lambda config: mesh_of(4))
     stop_in_step(config, tmp_path / "one", stopped)
     assert_close(params_of(workdir), params_of(tmp_path / "one"))
     # One device continues it.
-    monkeypatch.setattr(train.sharding, "make_mesh", lambda config: mesh_of(1))
+    monkeypatch.setattr("hybrid_jax.sharding.make_mesh", lambda config: mesh_of(1))
     stop_in_step(config, workdir, stopped + 3)
     # And so do two processes that the script of launch/ starts; when one is killed, the other ends soon and says why.
     log = tmp_path / "log"
@@ -180,7 +180,7 @@ def test_four_processes_with_cut_parameters_and_damage_that_only_one_of_them_see
 ):
     run = start(tmp_path / "four", 4, 1, "--config.mesh.fsdp=4")
     assert [code for code, _, _ in run.ends()] == [0] * 4
-    monkeypatch.setattr(train.sharding, "make_mesh", lambda config: mesh_of(4, 4))
+    monkeypatch.setattr("hybrid_jax.sharding.make_mesh", lambda config: mesh_of(4, 4))
     train.train_and_evaluate(tiny_config(), tmp_path / "one")
     assert_close(params_of(tmp_path / "four"), params_of(tmp_path / "one"))
     for file in (tmp_path / "four" / "checkpoints" / "10" / "opt_state" / "ocdbt.process_1" / "d").iterdir():

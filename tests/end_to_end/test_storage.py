@@ -21,7 +21,7 @@ MIB = 2**20
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch, mesh_of):
-    monkeypatch.setattr(train.sharding, "make_mesh", lambda config: mesh_of(1))
+    monkeypatch.setattr("hybrid_jax.sharding.make_mesh", lambda config: mesh_of(1))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 
 import hybrid_jax
 from hybrid_jax import evaluate, metrics, train
+from hybrid_jax.data import sources
 from hybrid_jax.errors import NonFiniteError, Preempted, UserError
 from hybrid_jax.evaluate import evaluate_workdir
 from hybrid_jax.inference import load as loading
@@ -35,7 +36,7 @@ def quiet():
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch, mesh_of):
     """Most of these tests need no more than one of the eight fake devices."""
-    monkeypatch.setattr(train.sharding, "make_mesh", lambda config: mesh_of(1))
+    monkeypatch.setattr("hybrid_jax.sharding.make_mesh", lambda config: mesh_of(1))
 
 
 # `.ci/run` runs it with the optimisations that the suite leaves out.
@@ -81,9 +82,9 @@ def test_a_stop_request_saves_and_the_run_continues_bit_for_bit(tiny_config, tmp
 def test_another_number_of_devices_restores(tiny_config, mesh_of, tmp_path, quiet, monkeypatch):
     lines, log = quiet
     config = tiny_config(log__every_steps=1)
-    monkeypatch.setattr(train.sharding, "make_mesh", lambda config: mesh_of(8, 4))
+    monkeypatch.setattr("hybrid_jax.sharding.make_mesh", lambda config: mesh_of(8, 4))
     _interrupt_after(config, tmp_path, 5)
-    monkeypatch.setattr(train.sharding, "make_mesh", lambda config: mesh_of(2))
+    monkeypatch.setattr("hybrid_jax.sharding.make_mesh", lambda config: mesh_of(2))
     last = train.train_and_evaluate(config, tmp_path, log)
     assert any(line.startswith("resuming from checkpoint") for line in lines)
     whole = train.train_and_evaluate(config, tmp_path / "whole", log)
@@ -177,14 +178,16 @@ def test_another_config_or_other_data_is_refused_and_sets_nothing_aside(tiny_con
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match=r"model\.width=32"):
         train.train_and_evaluate(tiny_config(train__total_steps=1, model__width=32), tmp_path, quiet[1])
-    load = train.sources.load
-    monkeypatch.setattr(train.sources, "load", lambda config: dataclasses.replace(load(config), fingerprint="other"))
+    load = sources.load
+    monkeypatch.setattr(
+        "hybrid_jax.data.sources.load", lambda config: dataclasses.replace(load(config), fingerprint="other")
+    )
     with pytest.raises(UserError, match="not those the workdir was trained on"):
         train.train_and_evaluate(tiny_config(train__total_steps=1), tmp_path, quiet[1])
     with pytest.raises(UserError, match="not those the workdir was trained on"):
         evaluate_workdir(tmp_path, None, None, quiet[1])
     assert checkpoint.Checkpoints(tmp_path).steps() == [1]
-    monkeypatch.setattr(train.sources, "load", load)
+    monkeypatch.setattr("hybrid_jax.data.sources.load", load)
     # A longer run is no other run.
     train.train_and_evaluate(tiny_config(), tmp_path, quiet[1])
     assert "resuming from checkpoint 1" in quiet[0] and hybrid_jax.load(tmp_path).step == 10
@@ -225,7 +228,7 @@ def test_an_evaluation_is_left_at_once_and_made_again(tiny_config, tmp_path, qui
      "model__activation": "quick_gelu"},
 ])  # fmt: skip
 def test_other_shapes_of_the_model_train_load_and_embed(tiny_config, tmp_path, mesh_of, monkeypatch, quiet, settings):
-    monkeypatch.setattr(train.sharding, "make_mesh", lambda config: mesh_of(4, 2))
+    monkeypatch.setattr("hybrid_jax.sharding.make_mesh", lambda config: mesh_of(4, 2))
     last = train.train_and_evaluate(tiny_config(train__total_steps=2, **settings), tmp_path, quiet[1])
     assert np.isfinite(last["loss"])
     model = hybrid_jax.load(tmp_path)
