@@ -54,6 +54,24 @@ def mesh_of():
 
 
 @pytest.fixture
+def use_mesh(monkeypatch, mesh_of):
+    """Returns use(devices, fsdp=1): training in this process takes the first fake devices instead of all."""
+    from hybrid_jax import sharding
+
+    def use(devices: int, fsdp: int = 1):
+        mesh = mesh_of(devices, fsdp)
+        monkeypatch.setattr(sharding, "make_mesh", lambda config, *_: mesh)
+
+    return use
+
+
+@pytest.fixture
+def one_device(use_mesh):
+    """Training in this process takes one device: most tests need no more."""
+    use_mesh(1)
+
+
+@pytest.fixture
 def command_line():
     """Returns run(*flags, **tiny): the real command in its own process, on the tiny digits config."""
 
