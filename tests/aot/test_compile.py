@@ -363,11 +363,11 @@ def test_the_mesh_here_is_as_before(tiny_config):
 def compiled(config, topology, workdir):
     """Compiles as the command does; every shipped model must do without all-to-all."""
     try:
-        aot.parse_topology(hardware).check_compiler()
+        aot.parse_topology(topology).check_compiler()
     except UserError as missing:
         pytest.skip(str(missing))
     lines: list[str] = []
-    report = aot.compile_for(hardware, config, workdir, lines.append)
+    report = aot.compile_for(topology, config, workdir, lines.append)
     assert report == json.loads((workdir / "compile.json").read_text())
     print("\n".join(lines))
     if report["fits"]:
@@ -453,15 +453,15 @@ def test_no_scores_of_long_sequences_are_in_a_tpu_program(side, attention):
 def test_steps_compile_for_gpus_that_are_not_here(topology, tmp_path):
     config = smallest()
     config.train.batch_size = 256
-    report = compiled(config, hardware, tmp_path)
-    assert report["fits"] and report["devices"] == int(hardware.partition(":")[2])
+    report = compiled(config, topology, tmp_path)
+    assert report["fits"] and report["devices"] == int(topology.partition(":")[2])
     assert report["collectives"]["all_reduce"]["count"] > 0 and report["collectives"]["all_gather"]["count"] > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
 def test_every_generation_is_compiled_for(topology, tmp_path):
-    assert compiled(smallest(), hardware, tmp_path)["fits"]
+    assert compiled(smallest(), topology, tmp_path)["fits"]
 
 
 @pytest.mark.slow
@@ -476,5 +476,5 @@ def test_shipped_configs_fit_their_targets(name, topology, tmp_path):
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    report = compiled(module.get_config(), hardware, tmp_path)
+    report = compiled(module.get_config(), topology, tmp_path)
     assert report["fits"], report["verdict"]

@@ -127,7 +127,7 @@ def test_reading_ahead_stops_when_it_is_no_longer_wanted(tmp_path):
     code = f"""
 import pathlib
 from hybrid_jax.data import pipeline, store
-from hybrid_jax.data.store_writer import Chunk
+from hybrid_jax.data.store import Chunk
 import numpy as np
 images = np.zeros((1000, 8, 8, 1), np.uint8)
 folder = pathlib.Path({str(tmp_path / "s")!r})

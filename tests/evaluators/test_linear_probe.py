@@ -4,9 +4,10 @@ import functools
 import json
 import time
 
-import digit_data
 import numpy as np
 import pytest
+from fakes import ALL, FeatureModel, flat
+from fakes import digits as digits_of
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -18,17 +19,15 @@ from hybrid_jax.evaluators import linear_probe, logistic
 from hybrid_jax.evaluators.features import FeatureStore, FloorCache, Skipped, raw_pixels, raw_pixels_name
 from hybrid_jax.evaluators.logistic import Spectrum, fit_logistic
 
-CUTS = {"train": slice(0, 900), "validation": slice(900, 1200), "test": slice(1200, 1797)}
-
 
 def digits():
     """A data set of real 8x8 digits, and {split: (n, 64) float32} features that are their pixels."""
-    pixels, data = load_digits().data, digit_data.digits(CUTS)
-    return data, {name: (pixels[cut] / 16).astype(np.float32) for name, cut in CUTS.items()}
+    pixels = load_digits().data
+    return digits_of(ALL), {name: (pixels[cut] / 16).astype(np.float32) for name, cut in ALL.items()}
 
 
 def labels_of(data):
-    return {split: getattr(data, split).labels for split in CUTS}
+    return {split: getattr(data, split).labels for split in ALL}
 
 
 def config(**changes):
@@ -38,25 +37,13 @@ def config(**changes):
     return c
 
 
-class Model:
-    """A model whose layers are functions of images (n, H, W, C)."""
-
-    def __init__(self, layers, default):
-        self.layers, self.default_layer, self.calls = layers, default, 0
-
-    def features(self, images):
-        self.calls += 1
-        return {name: layer(images).astype(np.float32) for name, layer in self.layers.items()}
-
-
 def digit_model():
     """Blocks 1 to 5 see more and more of the image; the default layer sees half, the decoder all of it."""
-    flat = lambda images: images.reshape(len(images), -1) / 255.0
     layers = {"embedding": lambda x: flat(x)[:, 24:26]}
     for i in range(1, 6):
         layers[f"encoder/{i}"] = lambda x, i=i: flat(x)[:, 24 : 24 + 2 * i]
     layers |= {"encoder": lambda x: flat(x)[:, 16:48], "decoder/1": flat, "decoder": flat}
-    return Model(layers, "encoder")
+    return FeatureModel(layers)
 
 
 def test_the_fit_is_scikit_learns_optimum():
@@ -131,13 +118,13 @@ def test_the_probe_equals_a_direct_pipeline_with_the_same_protocol():
     scaler = StandardScaler().fit(parts["train"])
     x = {split: scaler.transform(part).astype(np.float64) for split, part in parts.items()}
     scores = [
-        LogisticRegression(C=c, tol=1e-7, max_iter=5000)
+        LogisticRegression(C=c, tol=1e-4, max_iter=500)
         .fit(x["train"], data.train.labels)
         .score(x["validation"], data.validation.labels)
         for c in grid
     ]
     c = grid[int(np.argmax(scores))]
-    refit = LogisticRegression(C=c, tol=1e-7, max_iter=5000)
+    refit = LogisticRegression(C=c, tol=1e-4, max_iter=500)
     refit.fit(*(np.concatenate(pair) for pair in ((x["train"], x["validation"]), labels_pair(data))))
     found = linear_probe.probe(parts, labels_of(data), grid[::-1], 300)
     assert found["C"] == c and found["n_train"] == 1200 and found["n"] == 597
@@ -227,12 +214,13 @@ def test_the_floor_is_computed_once_for_a_data_set_and_a_grid(tmp_path, monkeypa
     monkeypatch.setattr(linear_probe, "raw_pixels", lambda images: calls.append(1) or raw_pixels(images))
     first = evaluators.evaluate(digit_model(), data, config(), tmp_path)
     again = evaluators.evaluate(digit_model(), data, config(), tmp_path)
-    assert len(calls) == 2 and first == again
+    # Of training, validation and test images.
+    assert len(calls) == 3 and first == again
     evaluators.evaluate(digit_model(), data, config(c_values=(0.1,)), tmp_path)
-    assert len(calls) == 4
+    assert len(calls) == 6
     data.fingerprint = "other"
     evaluators.evaluate(digit_model(), data, config(), tmp_path)
-    assert len(calls) == 6
+    assert len(calls) == 9
 
 
 def test_a_damaged_floor_file_is_replaced(tmp_path):
@@ -260,7 +248,7 @@ def test_what_the_data_lacks_is_said_in_one_line(change, reason):
 
 def test_features_that_are_not_finite_are_an_error():
     data, _ = digits()
-    model = Model({"encoder": lambda images: np.full((len(images), 2), np.nan)}, "encoder")
+    model = FeatureModel({"encoder": lambda images: np.full((len(images), 2), np.nan)})
     with pytest.raises(ValueError, match=r"'encoder'.*train split are not finite"):
         FeatureStore(model, data).layers("train")
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from fakes import untrained
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
@@ -17,8 +18,6 @@ from hybrid_jax import evaluate
 from hybrid_jax.data import sources
 from hybrid_jax.evaluators import knn, linear_probe, logistic, logistic_device, sample_metrics
 from hybrid_jax.evaluators.features import Skipped
-from hybrid_jax.inference.model import Model
-from hybrid_jax.models import hybrid
 from hybrid_jax.utils import runtime
 
 # Of the default suite and its report; each costs seconds on an accelerator.
@@ -106,11 +105,11 @@ def run(tmp_path_factory):
     config.eval.corruptions.severities, config.eval.few_label.shares, config.eval.few_label.num_seeds = (5,), (0.1,), 2
     config.eval.adversarial.epsilons, config.eval.adversarial.steps = (4,), 2
     data = sources.load(config)
-    params = jax.device_put(hybrid.init_params(hybrid.build_model(config), jax.random.key(0), None), jax.devices()[0])
 
     @functools.cache
     def run(accelerated: bool):
-        model, workdir, lines = Model(config, params, None, 0), tmp_path_factory.mktemp("run"), []
+        model, workdir, lines = untrained(config), tmp_path_factory.mktemp("run"), []
+        model.params = jax.device_put(model.params, jax.devices()[0])
         with (
             mock.patch.object(runtime, "present", lambda: accelerated),
             evaluation.measured(evaluation.Cost()) as cost,

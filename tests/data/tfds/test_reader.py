@@ -60,9 +60,9 @@ def test_tensorflow_is_not_imported(roots, tmp_path):
     (tmp_path / "tensorflow.py").write_text("")
     code = """
 import sys
-from hybrid_jax.data import tfds_sets
+from hybrid_jax.data.tfds import reader
 for root in sys.argv[1:]:
-    print(len(list(tfds_sets.open_named("tiles", root, ()).chunks("train"))), "tensorflow" in sys.modules)
+    print(len(list(reader.open_named("tiles", root, ()).chunks("train"))), "tensorflow" in sys.modules)
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tmp_path, ROOT)))}
     command = [sys.executable, "-c", code, *map(str, roots.values())]
