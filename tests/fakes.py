@@ -1,5 +1,6 @@
 """Small data sets and models that several tests share: real 8x8 digits, features that are known, random parameters."""
 
+import json
 from types import SimpleNamespace
 
 import jax
@@ -9,6 +10,7 @@ from sklearn.datasets import load_digits
 
 from hybrid_jax.config import default_config
 from hybrid_jax.inference.model import Model
+from hybrid_jax.metrics import results_path
 from hybrid_jax.models import hybrid
 
 FEW = {"train": slice(0, 600), "validation": slice(600, 800), "test": slice(800, 1000)}
@@ -76,3 +78,11 @@ def config_of(*evaluators, **changes):
     config.eval.evaluators, config.eval.linear_probe.c_values = evaluators, (0.1,)
     config.eval.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
     return config
+
+
+def evaluated(workdir, step, value, metric="knn_accuracy", test=0.0):
+    """Writes the results of a step: a metric on the validation and on the test split."""
+    rows = [{"metric": metric, "split": split, "value": v} for split, v in (("test", test), ("validation", value))]
+    path = results_path(workdir, step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows))

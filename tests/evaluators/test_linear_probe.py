@@ -1,8 +1,6 @@
 """The linear probe against scikit-learn on real digits, and the rules of its protocol."""
 
-import functools
 import json
-import time
 
 import numpy as np
 import pytest
@@ -15,8 +13,8 @@ from sklearn.preprocessing import StandardScaler
 
 from hybrid_jax import evaluators
 from hybrid_jax.config import default_config
-from hybrid_jax.evaluators import linear_probe, logistic
-from hybrid_jax.evaluators.features import FeatureStore, FloorCache, Skipped, raw_pixels, raw_pixels_name
+from hybrid_jax.evaluators import linear_probe
+from hybrid_jax.evaluators.features import FeatureStore, FloorCache, raw_pixels, raw_pixels_name
 from hybrid_jax.evaluators.logistic import Spectrum, fit_logistic
 
 
@@ -61,55 +59,6 @@ def test_the_fit_is_scikit_learns_optimum():
         atol=2e-3,
     )
     assert np.array_equal(fitted.predict(x["test"]), reference.predict(parts["test"]))
-
-
-def test_fits_side_by_side_are_those_one_after_the_other_to_the_last_bit():
-    rng = np.random.default_rng(0)
-    x, y, grid = rng.normal(size=(2000, 30)).astype(np.float32), rng.integers(0, 4, 2000), (0.01, 0.1, 1.0, 10.0)
-    spectrum = Spectrum.of(x)
-    for fitted, c in zip(logistic.fit_logistic_each(x, y, grid, 50, spectrum), grid, strict=True):
-        alone = fit_logistic(x, y, c, spectrum, 50)
-        np.testing.assert_array_equal(fitted.weights, alone.weights)
-        np.testing.assert_array_equal(fitted.bias, alone.bias)
-
-
-def test_no_more_run_at_once_than_memory_holds(monkeypatch):
-    running, most = [], []
-
-    def task(i):
-        running.append(i)
-        most.append(len(running))
-        time.sleep(0.01)
-        running.remove(i)
-        return i
-
-    monkeypatch.setattr(logistic, "_cores", lambda: 8)
-    for bytes_each, allowed in ((2**30, 1), (2**29, 2), (2**40, 1), (0, 6)):
-        tasks = [functools.partial(task, i) for i in range(6)]
-        assert logistic.side_by_side(tasks, bytes_each) == list(range(6)) and max(most) <= allowed
-        most.clear()
-
-
-def test_badly_scaled_features_converge_within_the_default_limit():
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 10, 1000)
-    # Correlated columns: scikit-learn needs thousands of steps to this tolerance.
-    mixing = rng.normal(size=(30, 30)) * np.logspace(0, -4, 30)
-    x = linear_probe.standardise({"train": (rng.normal(size=(1000, 30)) + y[:, None] * 0.1) @ mixing})["train"]
-    fitted = fit_logistic(x, y, 1.0, Spectrum.of(x), 300)
-    reference = LogisticRegression(C=1.0, tol=1e-10, max_iter=20_000).fit(x.astype(np.float64), y)
-    assert fitted.converged
-    assert abs(objective(x, y, fitted.weights, fitted.bias) - objective(x, y, *sklearn_weights(reference))) < 1e-4
-
-
-def objective(x, y, weights, bias, c=1.0):
-    logits = x.astype(np.float64) @ weights + bias
-    log_norm = np.log(np.exp(logits).sum(axis=1))
-    return np.mean(log_norm - logits[np.arange(len(y)), y]) + np.sum(weights**2) / (2 * c * len(y))
-
-
-def sklearn_weights(fitted):
-    return fitted.coef_.T, fitted.intercept_
 
 
 def test_the_probe_equals_a_direct_pipeline_with_the_same_protocol():
@@ -251,11 +200,6 @@ def test_features_that_are_not_finite_are_an_error():
     model = FeatureModel({"encoder": lambda images: np.full((len(images), 2), np.nan)})
     with pytest.raises(ValueError, match=r"'encoder'.*train split are not finite"):
         FeatureStore(model, data).layers("train")
-
-
-def test_one_class_is_skipped_by_the_fit_itself():
-    with pytest.raises(Skipped, match="one class only"):
-        fit_logistic(np.ones((3, 2), np.float32), np.zeros(3), 1.0, Spectrum.of(np.ones((3, 2))), 10)
 
 
 def test_raw_pixels_of_large_images_are_block_means():
