@@ -1,8 +1,10 @@
 """Shared fixtures: eight fake devices in the test process, and small configs."""
 
+import contextlib
 import importlib.util
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 
@@ -54,6 +56,24 @@ def mesh_of():
 
 
 @pytest.fixture
+def use_mesh(monkeypatch, mesh_of):
+    """Returns use(devices, fsdp=1): training in this process takes the first fake devices instead of all."""
+    from hybrid_jax import sharding
+
+    def use(devices: int, fsdp: int = 1):
+        mesh = mesh_of(devices, fsdp)
+        monkeypatch.setattr(sharding, "make_mesh", lambda config, *_: mesh)
+
+    return use
+
+
+@pytest.fixture
+def one_device(use_mesh):
+    """Training in this process takes one device: most tests need no more."""
+    use_mesh(1)
+
+
+@pytest.fixture
 def command_line():
     """Returns run(*flags, **tiny): the real command in its own process, on the tiny digits config."""
 
@@ -89,3 +109,20 @@ def tables_are_made_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokens, "_nearest_colours", kept)
         yield
+
+
+@pytest.fixture
+def little_memory():
+    """Returns limit(mebibytes=2048): a context that fails where more address space is asked for on top of today's."""
+
+    @contextlib.contextmanager
+    def limit(mebibytes: int = 2048):
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + mebibytes * 2**20, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
+
+    return limit

@@ -41,18 +41,10 @@ def test_every_config_traces_init_and_step(path, mesh_of):
     assert metrics["loss"].shape == () and metrics["loss"].dtype == jnp.float32
 
 
-def test_every_field_is_documented_and_its_default_is_allowed():
+def test_defaults_are_allowed():
     config = config_lib.default_config()
     config_lib.validate(config)
     assert config.is_locked
-    assert set(config_lib.flatten(config)) == set(config_lib.FIELDS)
-    for name, field in config_lib.FIELDS.items():
-        assert field.meaning, name
-
-
-def test_the_readme_lists_every_field_as_it_is():
-    readme = (CONFIGS[0].parent.parent / "README.md").read_text()
-    assert config_lib.describe() in readme
 
 
 def test_a_config_survives_json():
@@ -72,12 +64,27 @@ def test_a_hostile_or_mistyped_config_json_is_refused(nested, words):
         config_lib.from_dict(nested)
 
 
-def test_contradictions_name_what_may_not_change():
+# What decides where a run goes; a resumed one would silently become another.
+FIXED = {
+    "seed": 1, "data.validation_split": "20%", "data.exclude_classes": (3,), "model.width": 48,
+    "model.dtype": "bfloat16", "objective.temperature": 0.1, "augment.flip": 0.1, "train.batch_size": 8,
+    "train.ema_decay": 0.9, "optimizer.learning_rate": 0.1,
+}  # fmt: skip
+FREE = {
+    "train.total_steps": 7, "model.attention": "plain", "data.path": "/elsewhere", "data.memory_gib": 0.0,
+    "mesh.fsdp": 2, "log.every_steps": 1, "eval.knn.k": 3, "checkpoint.keep_every": 5, "compare.trials": 1,
+}  # fmt: skip
+
+
+def test_a_started_run_may_change_how_it_is_run_but_not_what_it_computes():
     old, new = config_lib.default_config(), config_lib.default_config()
-    new.train.total_steps, new.log.every_steps, new.mesh.fsdp, new.data.path = 7, 1, 2, "/elsewhere"
+    new.update_from_flattened_dict(FREE)
     assert config_lib.contradictions(old, new) == []
-    new.model.width = 48
-    assert config_lib.contradictions(old, new) == ["config.model.width=48: the workdir was trained with 96"]
+    for name, value in FIXED.items():
+        new = config_lib.default_config()
+        new.update_from_flattened_dict({name: value})
+        was = config_lib.FIELDS[name].default
+        assert config_lib.contradictions(old, new) == [f"config.{name}={value!r}: the workdir was trained with {was!r}"]
 
 
 def test_validate_wants_every_field():
@@ -98,36 +105,3 @@ def test_the_names_a_field_allows_are_those_that_exist():
     }.items():
         assert config_lib.FIELDS[name].allowed == f"must be one of {', '.join(known)}"
     assert tuple(evaluators.EVALUATORS) == config_lib.EVALUATORS
-
-
-def _another_value(field):
-    """Some other value of the field's type; contradictions do not ask whether it is allowed."""
-    default = field.default
-    if default is None:
-        return 0.5
-    if isinstance(default, bool):
-        return not default
-    return default + "x" if isinstance(default, str) else (*default, 1) if isinstance(default, tuple) else default + 1
-
-
-@pytest.mark.parametrize("name", config_lib.FIELDS)
-def test_each_field_of_a_started_run_may_change_or_not_as_documented(name):
-    old, new = config_lib.default_config(), config_lib.default_config()
-    value = _another_value(config_lib.FIELDS[name])
-    new.update_from_flattened_dict({name: value})
-    sections = ("mesh", "log", "eval", "checkpoint", "compare")
-    fields = ("train.total_steps", "model.attention", "data.path", "data.cache", "data.memory_gib", "data.device_gib")
-    may = name.partition(".")[0] in sections or name in fields
-    refused = (
-        [] if may else [f"config.{name}={value!r}: the workdir was trained with {config_lib.FIELDS[name].default!r}"]
-    )
-    assert config_lib.contradictions(old, new) == refused
-
-
-def test_the_readme_names_what_of_a_started_run_may_change():
-    readme = (CONFIGS[0].parent.parent / "README.md").read_text()
-    allowed = readme[readme.index("### What may change") : readme.index("### Which checkpoints are kept")]
-    for name in config_lib.MAY_CHANGE:
-        assert f"`{name.removesuffix('.')}`" in allowed, name
-    for section in ("seed", "model", "objective", "augment", "optimizer"):
-        assert f"`{section}`" in allowed

@@ -2,14 +2,12 @@
 
 import pathlib
 import re
-import types
 
 import jax
-import numpy as np
 import pytest
 
 import hybrid_jax
-from hybrid_jax import jax_internals, sharding
+from hybrid_jax import jax_internals
 from hybrid_jax.errors import IncompatibleError, explain
 
 
@@ -38,12 +36,3 @@ def test_no_other_module_takes_private_names():
     package = pathlib.Path(hybrid_jax.__file__).parent
     takers = [p.name for p in package.rglob("*.py") if re.search(r"(from|import) jax\._src", p.read_text())]
     assert takers == [] and "jax._src" in (package / "jax_internals.py").read_text()
-
-
-@pytest.mark.parametrize(("platform", "asked"), [("cpu", False), ("tpu", False), ("gpu", True), ("cuda", True)])
-def test_what_the_compiler_is_asked_for_is_known_to_it(platform, asked):
-    mesh = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform=platform)]))
-    options = sharding.compiler_options(mesh)
-    assert bool(options) is asked
-    # Every compiler reads all options; one that it does not know is an error.
-    assert jax.jit(lambda x: x + 1, compiler_options=options)(1) == 2

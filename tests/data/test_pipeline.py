@@ -6,7 +6,6 @@ import sys
 import numpy as np
 import pytest
 
-from hybrid_jax import sharding
 from hybrid_jax.data import pipeline, store
 from hybrid_jax.data.store import Chunk
 from hybrid_jax.errors import UserError
@@ -113,21 +112,11 @@ def test_hosts_together_hold_the_global_batches(images, hosts):
     np.testing.assert_array_equal([np.concatenate(batch) for batch in zip(*found, strict=True)], want)
 
 
-@pytest.mark.parametrize(("devices", "fsdp"), [(1, 1), (4, 1), (8, 2)])
-def test_a_global_batch_holds_the_rows_in_order(mesh_of, devices, fsdp):
-    mesh = mesh_of(devices, fsdp)
-    rows = sharding.local_rows(mesh, 16)
-    np.testing.assert_array_equal(rows, np.arange(16))
-    batch = sharding.global_batch(IMAGES[rows], mesh, 16)
-    np.testing.assert_array_equal(batch, IMAGES[:16])
-    assert {shard.data.shape[0] for shard in batch.addressable_shards} == {16 // devices}
-
-
 def test_reading_ahead_stops_when_it_is_no_longer_wanted(tmp_path):
     code = f"""
 import pathlib
 from hybrid_jax.data import pipeline, store
-from hybrid_jax.data.store_writer import Chunk
+from hybrid_jax.data.store import Chunk
 import numpy as np
 images = np.zeros((1000, 8, 8, 1), np.uint8)
 folder = pathlib.Path({str(tmp_path / "s")!r})

@@ -9,7 +9,6 @@ import pytest
 
 from hybrid_jax.comparison.run import compare
 from hybrid_jax.errors import UserError
-from hybrid_jax.inference.load import load
 from tests import tiny
 
 ARMS = "generative,contrastive,hybrid"
@@ -102,15 +101,6 @@ def test_data_without_labels_cannot_be_compared(tmp_path):
     config.data.name, config.data.path = "folder", str(tmp_path / "images")
     with pytest.raises(UserError, match="needs a labelled"):
         compare(config, tmp_path / "work", "0", ARMS)
-
-
-def test_the_causal_mask_gives_a_hybrid_the_features_of_its_likelihood_pass(compared):
-    hybrid = load(compared / "training" / "hybrid-0")
-    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
-    causal, full = hybrid.under_causal_mask().features(images), hybrid.features(images)
-    # The decoder reads causally encoded patches under either mask.
-    np.testing.assert_array_equal(causal["decoder"], full["decoder"])
-    assert np.abs(causal["encoder"] - full["encoder"]).max() > 1e-3
 
 
 @pytest.mark.slow

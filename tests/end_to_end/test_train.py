@@ -1,7 +1,6 @@
 """train_and_evaluate on real digits: resume, restore elsewhere, damage, loading."""
 
 import dataclasses
-import json
 import signal
 
 import jax
@@ -235,60 +234,3 @@ def test_other_shapes_of_the_model_train_load_and_embed(tiny_config, tmp_path, m
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)).astype(np.uint8)
     assert model.embed(images).shape == (3, 16) and np.isfinite(model.log_prob(images)).all()
     assert model.default_layer == ("encoder" if model.config.model.encoder_layers else "decoder/1")
-
-
-def test_load_needs_only_the_workdir_and_gives_every_answer(tiny_config, tmp_path, quiet):
-    config = tiny_config(train__ema_decay=0.5, eval__evaluators=("knn", "likelihood"), eval__every_steps=0)
-    # The one run of the suite whose samples are judged and shown.
-    config.eval.evaluators += ("sample_quality",)
-    config.eval.sample_quality.num_images, config.eval.report_samples = 30, 3
-    result = train.train_and_evaluate(config, tmp_path, quiet[1])
-    model = hybrid_jax.load(tmp_path)
-    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1)).astype(np.uint8)
-    assert model.embed(images).shape == (5, 16) and model.embed(images).dtype == np.float32
-    for layer in model.layers:
-        np.testing.assert_allclose(model.embed(images, layer), model.features(images)[layer], rtol=1e-5, atol=1e-6)
-    log_prob = model.token_log_prob(images)
-    assert log_prob.shape == (5, 16, 4)
-    np.testing.assert_allclose(model.log_prob(images), log_prob.sum((1, 2)), rtol=1e-6)
-    np.testing.assert_allclose(model.bits_per_dim(images), -log_prob.sum((1, 2)) / (64 * np.log(2)), rtol=1e-6)
-    assert hybrid_jax.load(tmp_path, step=5).step == 5
-    with pytest.raises(UserError, match="must be latest, best or one of 5, 10"):
-        hybrid_jax.load(tmp_path, step=7)
-    with pytest.raises(UserError, match="encoder/1"):
-        model.embed(images, "nothing")
-    with pytest.raises(UserError, match="uint8"):
-        model.embed(images.astype(np.float32))
-    assert set(result) >= {"loss", "knn_accuracy", "bits_per_dim"}
-    written = json.loads((tmp_path / "eval" / "10.json").read_text())
-    metrics_of = lambda protocol: {row["metric"] for row in written if row["protocol"].startswith(protocol)}
-    assert metrics_of("knn") == {"knn_accuracy"} and metrics_of("likelihood") == {"bits_per_dim"}
-    assert metrics_of("sample-quality") >= {"frechet_distance", "coverage", "classification_accuracy_score"}
-    page = (tmp_path / "report.html").read_text()
-    assert "<html" in page and all(f"<h2>{title}</h2>" in page for title in ("Samples", "Completions"))
-
-
-def test_a_contrastive_checkpoint_has_no_likelihood_and_says_so(tiny_config, tmp_path, quiet):
-    config = tiny_config(objective__generative_weight=0.0, train__total_steps=1)
-    train.train_and_evaluate(config, tmp_path, quiet[1])
-    images = np.zeros((1, 8, 8, 1), np.uint8)
-    model = hybrid_jax.load(tmp_path)
-    assert model.embed(images).shape == (1, 16)
-    with pytest.raises(UserError, match="no likelihood"):
-        model.log_prob(images)
-    rows = metrics.read(tmp_path)
-    assert rows[0]["generative_loss"] is None and rows[0]["contrastive_loss"] > 0
-
-
-def test_a_palette_run_stores_its_palette(tiny_config, tmp_path, quiet):
-    config = tiny_config(
-        model__token_kind="palette", model__palette_size=8, train__total_steps=2, eval__every_steps=1,
-        eval__evaluators=("likelihood",),
-    )  # fmt: skip
-    assert train.train_and_evaluate(config, tmp_path, quiet[1])["nats_per_token"] > 0
-    model = hybrid_jax.load(tmp_path)
-    assert model.palette.colours.shape == (8, 1)
-    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1)).astype(np.uint8)
-    assert np.isfinite(model.log_prob(images)).all()
-    with pytest.raises(UserError, match="lossy"):
-        model.bits_per_dim(images)

@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from digit_data import digits
+from fakes import digits, untrained
 
 from hybrid_jax import evaluators
 from hybrid_jax.evaluators import adversarial, linear_probe
-from hybrid_jax.inference.model import Model
-from hybrid_jax.models import hybrid, tokens
+from hybrid_jax.models import tokens
 
 IMAGES = digits().test.images[:30]
 TARGETS = digits().test.labels[:30]
@@ -31,7 +30,7 @@ def model():
     config = tiny.get_config()
     config.eval.batch_size = 32
     config.eval.linear_probe.c_values = (0.1,)
-    return Model(config, hybrid.init_params(hybrid.build_model(config), jax.random.key(0), None), None, 0)
+    return untrained(config)
 
 
 @pytest.mark.parametrize("epsilon", [0, 1, 8, 200])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import scipy.special
-from digit_data import PixelModel, digits, settings
+from fakes import config_of, digits, root_pixel_model
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
 
@@ -90,9 +90,7 @@ def test_the_standard_error_is_the_spread_over_sets_of_images():
 
 
 def evaluate(data, log=print):
-    config = settings()
-    config.eval.evaluators = ("calibration",)
-    return evaluators.evaluate(PixelModel(), data, config, log=log)
+    return evaluators.evaluate(root_pixel_model(), data, config_of("calibration"), log=log)
 
 
 def test_rows_come_as_fitted_and_scaled_beside_raw_pixels():

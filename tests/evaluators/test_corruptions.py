@@ -1,10 +1,8 @@
 """The evaluator of corrupted images: what it measures, what it keeps, what it refuses."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
-from digit_data import PixelModel, digits, settings
+from fakes import config_of, digits, root_pixel_model, split
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -14,16 +12,14 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.evaluators import linear_probe
 
 
-def config(**changes):
-    c = settings(corruptions__num_images=60, corruptions__severities=(5, 1), **changes)
-    c.eval.evaluators = ("linear_probe", "corruptions")
-    return c
+def config():
+    return config_of("linear_probe", "corruptions", corruptions__num_images=60, corruptions__severities=(5, 1))
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """Rows, the model and where floors were kept."""
-    model, directory = PixelModel(), tmp_path_factory.mktemp("floors")
+    model, directory = root_pixel_model(), tmp_path_factory.mktemp("floors")
     return evaluators.evaluate(model, digits(), config(), directory), model, directory
 
 
@@ -44,7 +40,7 @@ def test_the_headline_is_the_plain_mean_and_the_share_is_of_the_same_images(foun
 
 def test_a_cell_is_scikit_learns_probe_on_those_images(found):
     data, row = digits(), rows_of(found)["corruption_accuracy"]
-    model = PixelModel()
+    model = root_pixel_model()
     x = np.concatenate([model.embed(data.train.images), model.embed(data.validation.images)])
     scaler = StandardScaler().fit(model.embed(data.train.images))
     oracle = LogisticRegression(C=0.1, max_iter=5000, tol=1e-8)
@@ -59,16 +55,16 @@ def test_floors_are_kept_and_the_probe_is_fitted_once(found, monkeypatch):
     fits = []
     solver = linear_probe.solver
     monkeypatch.setattr(linear_probe, "solver", lambda x: fits.append(1) or solver(x))
-    model = PixelModel()
+    model = root_pixel_model()
     assert evaluators.evaluate(model, digits(), config(), directory) == rows
-    # The default layer and the last four: of each the last fit, on all labels.
-    assert model.embedded == 30 * 60 and len(fits) == 2
+    # Two layers to choose the best among; then the default layer and the last four.
+    assert model.embedded == 30 * 60 and len(fits) == 4
 
 
 def test_what_the_data_lacks_is_said_in_one_line():
     data, lines = digits(), []
-    data.test = SimpleNamespace(images=data.test.images, labels=None)
-    assert evaluators.evaluate(PixelModel(), data, config(), log=lines.append) == []
+    data.test = split(data.test.images)
+    assert evaluators.evaluate(root_pixel_model(), data, config(), log=lines.append) == []
     assert lines[1] == "corruptions: skipped, the data has no labels"
 
 

@@ -1,11 +1,11 @@
 """Few labels: ridge against scikit-learn, which images are drawn, and the rules of the protocol."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
+from fakes import ALL, FeatureModel, flat
+from fakes import digits as digits_of
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from hybrid_jax import config as config_lib
@@ -14,16 +14,11 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.evaluators import few_label, linear_probe
 from hybrid_jax.evaluators.features import raw_pixels
 
-CUTS = {"train": slice(0, 900), "validation": slice(900, 1200), "test": slice(1200, 1797)}
 FIRST = ["1 % logistic", "1 % ridge", "10 % logistic", "10 % ridge", "10 per class logistic", "10 per class ridge"]
 
 
 def digits():
-    """A data set of real 8x8 digits."""
-    pixels, labels = load_digits(return_X_y=True)
-    images, labels = (pixels * 15).astype(np.uint8).reshape(-1, 8, 8, 1), labels.astype(np.int32)
-    splits = {name: SimpleNamespace(images=images[cut], labels=labels[cut]) for name, cut in CUTS.items()}
-    return SimpleNamespace(**splits, fingerprint="digits")
+    return digits_of(ALL)
 
 
 def config(seed=0, **changes):
@@ -36,10 +31,7 @@ def config(seed=0, **changes):
 
 def pixel_model(**layers):
     """A model whose features are the image; `layers` replaces some by other functions of images (n, H, W, C)."""
-    flat = lambda images: images.reshape(len(images), -1) / 255
-    layers = {f"encoder/{i}": flat for i in (1, 2, 3, 4)} | {"encoder": flat} | layers
-    features = lambda images: {name: layer(images).astype(np.float32) for name, layer in layers.items()}
-    return SimpleNamespace(default_layer="encoder", features=features)
+    return FeatureModel({f"encoder/{i}": flat for i in (1, 2, 3, 4)} | {"encoder": flat} | layers)
 
 
 def padded(x, like):
@@ -67,9 +59,9 @@ def test_ridge_is_scikit_learns_on_the_padded_features(n):
 def test_logistic_is_scikit_learns_at_the_c_that_validation_likes(n):
     data = digits()
     rows = {"train": slice(0, n), "validation": slice(None), "test": slice(None)}
-    parts = {s: raw_pixels(getattr(data, s).images[rows[s]]) for s in CUTS}
+    parts = {s: raw_pixels(getattr(data, s).images[rows[s]]) for s in ALL}
     whole = raw_pixels(data.train.images)
-    labels = {s: getattr(data, s).labels[rows[s]] for s in CUTS}
+    labels = {s: getattr(data, s).labels[rows[s]] for s in ALL}
     grid, deviation = (0.001, 0.01, 0.1), whole.std(axis=0)
     deviation[deviation < 1e-6] = 1
     x = {s: (part - whole.mean(axis=0)) / deviation for s, part in parts.items()}
@@ -148,7 +140,7 @@ def test_rows_stand_beside_raw_pixels_of_the_same_draws():
 
 def test_perfect_features_reach_one_and_random_features_chance():
     data = digits()
-    answers = {getattr(data, s).images.tobytes(): np.eye(10)[getattr(data, s).labels] for s in CUTS}
+    answers = {getattr(data, s).images.tobytes(): np.eye(10)[getattr(data, s).labels] for s in ALL}
     perfect = pixel_model(encoder=lambda images: answers[images.tobytes()])
     noise = pixel_model(encoder=lambda images: np.random.default_rng(len(images)).normal(size=(len(images), 8)))
     assert [row["value"] for row in evaluators.evaluate(perfect, data, config())[:6]] == [1.0] * 6

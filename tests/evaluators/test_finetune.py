@@ -4,12 +4,11 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from digit_data import digits
+from fakes import digits, untrained
 
 from hybrid_jax import evaluators
 from hybrid_jax.errors import Preempted
 from hybrid_jax.evaluators import finetune
-from hybrid_jax.inference.model import Model
 from hybrid_jax.models import hybrid, tokens
 
 
@@ -23,14 +22,10 @@ def config(**changes):
     return c
 
 
-def untrained(c, palette=None):
-    return Model(c, hybrid.init_params(hybrid.build_model(c), jax.random.key(1), palette), palette, 0)
-
-
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """Rows, the lines told, how often it might have been left, the model, its parameters before, and the floors."""
-    model, directory, lines, left = untrained(config()), tmp_path_factory.mktemp("floors"), [], []
+    model, directory, lines, left = untrained(config(), seed=1), tmp_path_factory.mktemp("floors"), [], []
     before = jax.device_get(model.params)
     rows = evaluators.evaluate(
         model, digits(), config(), directory, log=lines.append, between=lambda: left.append(1)
@@ -81,7 +76,7 @@ def tuner(c, num_classes=10, palette=None):
 
 
 def trained_weights(c, palette=None):
-    model, data = untrained(c, palette), digits()
+    model, data = untrained(c, palette, seed=1), digits()
     images = data.train.images[:32]
     tuning = tuner(c, palette=palette)
     args = (images, data.train.labels[:32], 0.01, 0.5, "")

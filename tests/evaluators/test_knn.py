@@ -1,15 +1,15 @@
 """The k-NN classifier against a brute-force one in float64, its ties, and the rules of its protocol."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fakes import FeatureModel, config_of, split
+from fakes import digits as digits_of
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
 from hybrid_jax import evaluators
-from hybrid_jax.config import default_config
 from hybrid_jax.errors import UserError
 from hybrid_jax.evaluators import knn
 
@@ -81,21 +81,8 @@ def test_perfect_features_reach_one_and_random_features_chance():
 
 
 def case(n_train=1200):
-    bank, labels, queries, wanted = digits()
-    image = lambda x: (x * 15).astype(np.uint8).reshape(-1, 8, 8, 1)
-    data = SimpleNamespace(
-        train=SimpleNamespace(images=image(bank[:n_train]), labels=labels[:n_train]),
-        validation=None,
-        test=SimpleNamespace(images=image(queries), labels=wanted),
-        fingerprint="digits",
-    )
-    model = SimpleNamespace(
-        default_layer="encoder",
-        features=lambda images: {"encoder": images.reshape(len(images), -1).astype(np.float32)},
-    )
-    config = default_config()
-    config.eval.evaluators = ("knn",)
-    return model, data, config
+    cuts = {"train": slice(0, n_train), "validation": None, "test": slice(1200, 1797)}
+    return FeatureModel(), digits_of(cuts), config_of("knn")
 
 
 def test_the_result_stands_beside_raw_pixels(tmp_path):
@@ -110,7 +97,7 @@ def test_the_result_stands_beside_raw_pixels(tmp_path):
 
 def test_the_validation_split_has_a_result_of_its_own_to_choose_by():
     model, data, config = case()
-    data.validation, data.test = data.test, SimpleNamespace(images=data.test.images[:9], labels=data.test.labels[:9])
+    data.validation, data.test = data.test, split(data.test.images[:9], data.test.labels[:9])
     test, validation = evaluators.evaluate(model, data, config)
     assert (test["split"], test["n"], validation["split"], validation["n"]) == ("test", 9, "validation", 597)
     assert validation["value"] > 0.9 and validation["protocol"] == test["protocol"] and "floor" not in validation

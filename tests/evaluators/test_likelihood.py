@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import scipy.stats
+from fakes import config_of, split
 
 from hybrid_jax import evaluators
-from hybrid_jax.config import default_config
 from hybrid_jax.evaluators import likelihood
 from hybrid_jax.models.tokens import Palette, TokenSpec, encode
 
@@ -44,7 +44,6 @@ def test_the_histogram_equals_brute_force(spec, palette, batch_size):
 
 
 def case(spec, palette=None, nats=lambda images: images.mean(axis=(1, 2, 3))):
-    split = lambda images: SimpleNamespace(images=images, labels=None)
     data = SimpleNamespace(train=split(TRAIN), validation=None, test=split(TEST), fingerprint="tiny")
     calls = []
 
@@ -53,10 +52,7 @@ def case(spec, palette=None, nats=lambda images: images.mean(axis=(1, 2, 3))):
         return -nats(images.astype(np.float32))
 
     model = SimpleNamespace(spec=spec, palette=palette, has_likelihood=True, log_prob=log_prob, calls=calls)
-    config = default_config()
-    config.eval.evaluators = ("likelihood",)
-    config.eval.batch_size = 3
-    return model, data, config
+    return model, data, config_of("likelihood", batch_size=3)
 
 
 def test_bits_per_dim_with_standard_error_floor_and_training_value():
@@ -105,7 +101,7 @@ def test_only_the_first_images_are_scored_if_asked():
 
 def test_the_validation_split_has_a_result_of_its_own_to_choose_by():
     model, data, config = case(INTENSITY)
-    data.validation = SimpleNamespace(images=TRAIN[-3:], labels=None)
+    data.validation = split(TRAIN[-3:])
     test, validation = evaluators.evaluate(model, data, config)
     [alone] = evaluators.evaluate(*case(INTENSITY))
     assert test == alone

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fakes import config_of, split
 from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_digits
 
@@ -29,7 +30,7 @@ LIKENESS = ["frechet_distance", "precision", "recall", "density", "coverage"]
 
 def case(draw=None, spec=EXACT, palette=None, labels=True, **settings):
     """A model that draws what `draw(seed, num)` gives, by default images that no split holds."""
-    cut = lambda rows: SimpleNamespace(images=IMAGES[rows], labels=LABELS[rows] if labels else None)
+    cut = lambda rows: split(IMAGES[rows], LABELS[rows] if labels else None)
     train, validation, test = cut(slice(0, 600)), cut(slice(600, 900)), cut(slice(900, 1200))
     data = SimpleNamespace(train=train, validation=validation, test=test, fingerprint="digits")
     calls = []
@@ -39,9 +40,7 @@ def case(draw=None, spec=EXACT, palette=None, labels=True, **settings):
         return sample_quality.as_tokens_show(draw(rng, num) if draw else IMAGES[1200 : 1200 + num], spec, palette)
 
     model = SimpleNamespace(spec=spec, palette=palette, has_likelihood=True, sample=sample, calls=calls)
-    config = default_config()
-    config.eval.evaluators = ("sample_quality",)
-    config.eval.sample_quality.num_images = 200
+    config = config_of("sample_quality", sample_quality__num_images=200)
     config.eval.sample_quality.update(settings)
     return model, data, config
 

@@ -1,18 +1,15 @@
 """Transfer: the protocols of the linear probe and k-NN on another set, and what is refused before training."""
 
-import jax
 import numpy as np
 import pytest
 import tiny
-from digit_data import digits
+from fakes import digits, untrained
 from PIL import Image
 
 from hybrid_jax import evaluators
 from hybrid_jax.errors import UserError
 from hybrid_jax.evaluators import linear_probe, transfer
 from hybrid_jax.evaluators.features import FeatureStore, FloorCache
-from hybrid_jax.inference.model import Model
-from hybrid_jax.models import hybrid
 
 
 def config(**changes):
@@ -40,8 +37,7 @@ def folder(tmp_path):
 @pytest.fixture(scope="module")
 def model():
     """A network that was not trained."""
-    c = config()
-    return Model(c, hybrid.init_params(hybrid.build_model(c), jax.random.key(1), None), None, 0)
+    return untrained(config(), seed=1)
 
 
 def test_without_a_name_nothing_runs_and_nothing_is_said():
@@ -67,7 +63,7 @@ def test_rows_are_the_probes_own_on_the_other_set(model, tmp_path):
     assert {row["protocol"] for row in rows} == {"transfer-v1"}
     assert {row["data_fingerprint"] for row in rows} == {other.fingerprint}
     floors = [row["floor"] for row in rows if "floor" in row]
-    again = Model(c, model.untrained(7).params, None, 0)
+    again = model.untrained(7)
     again.untrained = None  # the floors are kept
     assert [row["floor"] for row in evaluators.evaluate(again, digits(), c, tmp_path) if "floor" in row] == floors
 

@@ -5,9 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid_jax.inference import generation
-from hybrid_jax.inference import model as model_lib
-from hybrid_jax.models import hybrid, transformer
+from hybrid_jax.models import transformer
 
 RNG = np.random.default_rng(0)
 
@@ -92,21 +90,3 @@ def test_separate_products_give_what_one_gives(tiny_config):
     for a, b in zip(one.apply(params, x), three.apply(params, x), strict=True):
         assert a.shape == b.shape == (3, 7, 2, 8)
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("backend", "dtype", "exact"),
-    [("gpu", "float32", True), ("tpu", "float32", True), ("gpu", "bfloat16", False), ("cpu", "float32", False)],
-)
-def test_a_float32_model_in_use_multiplies_float32_on_accelerators(backend, dtype, exact, tiny_config, monkeypatch):
-    config = tiny_config(model__dtype=dtype, data__image_size=(8, 8), model__patch_size=4)
-    model = model_lib.Model(config, None, None, 0)
-    model.params = jax.eval_shape(lambda: hybrid.init_params(model._module, jax.random.key(0), None))
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    images = jax.ShapeDtypeStruct((4, 8, 8, 1), np.uint8)
-    lowered = [model._function(name).lower(model.params, None, images) for name in ("token_log_prob", "encoder")]
-    rows, draw = jax.ShapeDtypeStruct((4,), np.int32), generation.make_draw(1.0, None, None)
-    lowered.append(model._generator._function.lower(model.params, None, jax.random.key(0), rows, images, draw, 0))
-    for each in lowered:
-        products = [line for line in each.as_text().splitlines() if "stablehlo.dot_general" in line]
-        assert products and all(("HIGHEST" in line) is exact for line in products)

@@ -13,7 +13,6 @@ import tensorflow_datasets as tfds
 import tiles
 from PIL import Image
 
-from hybrid_jax.data import prepare
 from hybrid_jax.data.tfds import reader
 from hybrid_jax.errors import UserError
 
@@ -60,9 +59,9 @@ def test_tensorflow_is_not_imported(roots, tmp_path):
     (tmp_path / "tensorflow.py").write_text("")
     code = """
 import sys
-from hybrid_jax.data import tfds_sets
+from hybrid_jax.data.tfds import reader
 for root in sys.argv[1:]:
-    print(len(list(tfds_sets.open_named("tiles", root, ()).chunks("train"))), "tensorflow" in sys.modules)
+    print(len(list(reader.open_named("tiles", root, ()).chunks("train"))), "tensorflow" in sys.modules)
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tmp_path, ROOT)))}
     command = [sys.executable, "-c", code, *map(str, roots.values())]
@@ -165,16 +164,3 @@ def test_an_address_is_no_directory():
 def test_made_up_data_is_never_taken_for_a_set(roots):
     with tfds.testing.mock_data(num_examples=3):
         assert "is not prepared" in error_of(lambda: open_tiles(roots["tfrecord"]))
-
-
-def test_what_reading_needs_is_installed_with_the_package():
-    setup = (ROOT / "setup.py").read_text()
-    required = setup.partition("install_requires=[")[2].partition("]")[0]
-    # tensorflow-datasets imports importlib_resources without declaring it.
-    for package in ("importlib-resources", "google-crc32c", "array-record", "tensorflow-datasets", "pillow"):
-        assert f'"{package}>=' in required
-    assert '"tensorflow' not in required.replace('"tensorflow-datasets', "")
-    extra = prepare.PIP.removeprefix("pip install ").strip("'")
-    assert f'"tensorflow": ["{extra}"]' in setup
-    pinned = (ROOT / "constraints.txt").read_text()
-    assert "google-crc32c==" in pinned

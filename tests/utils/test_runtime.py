@@ -1,7 +1,11 @@
-"""The folder of what is kept between runs."""
+"""The folder of what is kept between runs, compiled programs, and the memory of a program on one CPU device."""
 
 import os
 import pathlib
+import subprocess
+import sys
+
+import pytest
 
 from hybrid_jax.utils import runtime
 
@@ -29,3 +33,14 @@ def test_compiled_programs_are_kept_unless_the_user_says_otherwise(monkeypatch, 
     monkeypatch.setenv("HYBRID_JAX_CACHE", str(tmp_path / "file"))
     runtime.keep_compiled_programs()
     assert name not in os.environ
+
+
+@pytest.mark.skipif(sys.platform != "linux" or "glibc" not in os.confstr("CS_GNU_LIBC_VERSION"), reason="needs glibc")
+@pytest.mark.parametrize(("devices", "asynchronous"), [(None, "False"), ("2", "True")])
+def test_memory_is_reused_on_one_device_and_several_stay_as_jax_has_them(devices, asynchronous):
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    environment |= {"JAX_NUM_CPU_DEVICES": devices} if devices else {}
+    code = "from hybrid_jax.utils import runtime; runtime.reuse(); import jax; "
+    code += "print(jax.config.values['jax_cpu_enable_async_dispatch'])"
+    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == asynchronous

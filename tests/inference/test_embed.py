@@ -1,28 +1,26 @@
-"""Features of a user's own files: mode `embed`, paths and arrays of every kind, and the README's recipes as printed."""
+"""Features of a user's own files: mode `embed`, its mistakes, and the recipes of the documentation as printed."""
 
 import contextlib
 import io
 import pathlib
-import re
 
 import jax
 import numpy as np
 import PIL.Image
+import printed
 import pytest
 import tiny
 from sklearn.datasets import load_sample_images
 
 import hybrid_jax
-from hybrid_jax import train
-from hybrid_jax.data import decode, sources
+from hybrid_jax import sharding, train
+from hybrid_jax.data import sources
 from hybrid_jax.data.inputs import open_inputs
 from hybrid_jax.errors import UserError
 from hybrid_jax.inference import embed
 from hybrid_jax.inference import load as loading
 from hybrid_jax.inference import model as model_lib
-from hybrid_jax.models import hybrid
 
-README = (pathlib.Path(__file__).parent.parent.parent / "README.md").read_text()
 SIDE = 32
 
 
@@ -59,7 +57,7 @@ def home(tiles, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         one = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2,
                             devices=jax.devices()[:1])  # fmt: skip
-        patch.setattr("hybrid_jax.sharding.make_mesh", lambda config: one)
+        patch.setattr(sharding, "make_mesh", lambda config, *_: one)
         train.train_and_evaluate(config, root / "runs" / "mine", lambda line: None)
     return root
 
@@ -70,14 +68,6 @@ def model(home):
 
 
 @pytest.fixture
-def small_model():
-    """An untrained model of grey 8x8 images."""
-    config = tiny.get_config()
-    module = hybrid.build_model(config)
-    return model_lib.Model(config, hybrid.init_params(module, jax.random.key(0), None), None, 0)
-
-
-@pytest.fixture
 def in_home(home, model, monkeypatch):
     """Runs in the folder; the model there is loaded once."""
     monkeypatch.chdir(home)
@@ -85,12 +75,10 @@ def in_home(home, model, monkeypatch):
 
 
 def recipe(word):
-    """Runs the README's block of Python in which a word occurs, as printed; returns its printed lines in columns."""
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.S) if word in block)
-    assert len([line for line in code.splitlines() if line]) < 15
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(code, {})
-    return [line.split() for line in printed.getvalue().splitlines()]
+    """Runs the printed block of Python in which a word occurs; returns what it prints in columns."""
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        exec(printed.python_block(word), {})
+    return [line.split() for line in told.getvalue().splitlines()]
 
 
 def photograph_of(name):
@@ -176,50 +164,6 @@ def test_the_batch_size_does_not_matter_and_bounds_what_is_in_memory(model, home
     assert [len(part["names"]) for part in parts] == [50, 50, 50, 50, 40]
     for key in ("features", "log_prob"):
         np.testing.assert_allclose(np.concatenate([p[key] for p in parts]), whole[key], rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("shape", [(3, 8, 8), (3, 20, 31), (3, 20, 31, 1), (3, 20, 31, 3), (3, 9, 30, 4), (3, 9, 9, 2)])
-def test_arrays_and_npy_files_of_any_size_and_channels_are_fitted_as_in_training(small_model, tmp_path, shape):
-    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    want = small_model.embed(decode.fit_images(list(images), (8, 8), 1))
-    np.testing.assert_array_equal(small_model.embed(images), want)
-    np.testing.assert_array_equal(small_model.features(list(images))["encoder"], want)
-    np.save(tmp_path / "images.npy", images)
-    found = small_model.embed_files(tmp_path / "images.npy")
-    assert found["names"].tolist() == ["0", "1", "2"]
-    np.testing.assert_array_equal(found["features"], want)
-    np.testing.assert_array_equal(found["log_prob"], small_model.log_prob(images))
-
-
-def test_a_list_of_arrays_of_different_sizes_and_grey_ones_for_a_colour_model(model):
-    rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, shape, np.uint8) for shape in ((32, 32, 3), (50, 40), (33, 90, 4))]
-    fitted = decode.fit_images(images, (SIDE, SIDE), 3)
-    np.testing.assert_array_equal(model.embed(images), model.embed(fitted))
-    np.testing.assert_array_equal(model.bits_per_dim(images), model.bits_per_dim(fitted))
-    grey = np.repeat(fitted[1:2, ..., :1], 3, axis=-1)
-    np.testing.assert_array_equal(fitted[1:2], grey)
-
-
-ARRAYS = {
-    "floats": (np.zeros((2, 8, 8, 1), np.float32), "dtype float32: must be uint8"),
-    "a list of floats": ([np.zeros((8, 8))], r"images\[0\] of dtype float64: must be uint8"),
-    "a list of lists": ([[1, 2]], r"images\[0\] of type list"),
-    "one image": (np.zeros((8, 8, 3), np.uint8), r"\(8, 8, 3\).*images\[None\]"),
-    "five channels": (np.zeros((2, 8, 8, 5), np.uint8), "c = 1 to 4"),
-    "too many axes": (np.zeros((2, 8, 8, 3, 1), np.uint8), r"\(B, h, w\) or"),
-    "no pixels": (np.zeros((2, 0, 8, 3), np.uint8), r"\(2, 0, 8, 3\)"),
-    "no images": (np.zeros((0, 8, 8, 1), np.uint8), "there are no images"),
-    "an empty list": ([], "there are no images"),
-}
-
-
-@pytest.mark.parametrize("name", ARRAYS)
-def test_arrays_that_are_no_images_are_refused_in_one_line(small_model, name):
-    images, words = ARRAYS[name]
-    with pytest.raises(UserError, match=words) as caught:
-        small_model.embed(images)
-    assert "\n" not in str(caught.value)
 
 
 def test_unreadable_files_stop_or_are_skipped_and_counted(home, mixed, tmp_path):
