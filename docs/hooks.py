@@ -16,10 +16,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Pages that lie elsewhere in the repository, by their place in the site.
 OUTSIDE = {
     "index.md": "README.md",
-    "launch/README.md": "launch/README.md",
-    "benchmarks/README.md": "benchmarks/README.md",
-    "CONTRIBUTING.md": "CONTRIBUTING.md",
-    "CHANGELOG.md": "CHANGELOG.md",
+    "launch.md": "launch/README.md",
+    "measurements.md": "benchmarks/README.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "changelog.md": "CHANGELOG.md",
 }
 _PLACES = {source: place for place, source in OUTSIDE.items()}
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
@@ -71,12 +71,13 @@ def on_page_markdown(markdown, page, config, files):
     """Fills in the configuration tables, and makes links between files of the repository links of the site."""
     place = page.file.src_uri
     source = OUTSIDE.get(place, f"docs/{place}")
-    return site_links(markdown.replace(_TABLES, configuration_tables()), source, place)
+    # A value and its error stay on one line.
+    return site_links(markdown.replace(_TABLES, configuration_tables()).replace(" ± ", "\u00a0±\u00a0"), source, place)
 
 
 def configuration_tables() -> str:
     """Returns every field of the schema in Markdown, a table a section."""
-    lines: list[str] = []
+    lines = ['<div class="configuration" markdown>']
     for section, fields in sections().items():
         head, _, rest = section.partition(".")
         title = f"`{section}`" if rest else f"{_SECTIONS[head]}{': ' if head else ''}{f'`{head}`' if head else ''}"
@@ -86,7 +87,7 @@ def configuration_tables() -> str:
             field = config_lib.FIELDS[name]
             cells = (f"`{name}`", _default(field.default), field.unit, field.meaning, _allowed(field))
             lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "</div>"])
 
 
 def sections() -> dict[str, list[str]]:
@@ -98,11 +99,13 @@ def sections() -> dict[str, list[str]]:
 
 
 def _default(value) -> str:
+    if isinstance(value, tuple) and len(value) > 3:
+        return ", ".join(f"`{one!r}`" for one in value)
     return "" if value in (None, "") else f"`{value!r}`"
 
 
 def _allowed(field) -> str:
-    return "" if field.allowed.startswith("any value") else field.allowed.removeprefix("must ")
+    return "" if field.allowed.startswith("any value") else re.sub("^must (be |lie )?", "", field.allowed)
 
 
 def site_links(markdown: str, source: str, place: str) -> str:

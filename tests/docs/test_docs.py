@@ -43,8 +43,8 @@ SMALL = [
 ]  # fmt: skip
 # Modules whose own parsers judge their flags.
 PARSED = {"hybrid_jax.main", "hybrid_jax.convert"}
-# Names of files that look like fields.
-FILES = {"data.png", "data.json", "model.safetensors", "train.lock", "train.py"}
+# How names of files end that look like fields.
+FILES = (".json", ".lock", ".png", ".py", ".safetensors")
 # What else a command of the documentation may begin with; none of it is run here.
 PROGRAMS = {"gcloud", "pip", "export", "source", "sbatch", "python3"}
 
@@ -195,7 +195,7 @@ def test_every_field_that_is_named_exists():
         for name in re.findall(rf"`((?:{sections})\.[a-z0-9_.]+)(?:=[^`]*)?`", _text(page)):
             section, _, rest = name.partition(".")
             known = name in config_lib.FIELDS or any(field.startswith(f"{name}.") for field in config_lib.FIELDS)
-            known |= (section == "model" and hasattr(Model, rest)) or name in FILES
+            known |= (section == "model" and hasattr(Model, rest)) or name.endswith(FILES)
             assert known, f"{page.relative_to(ROOT)}: {name}"
 
 
@@ -215,13 +215,41 @@ def test_the_readme_is_short_and_begins_with_its_two_commands():
     assert "configs/quickstart.py" in first and second.endswith("-m pytest\n")
 
 
-def test_the_configuration_page_lists_every_field():
+@pytest.fixture
+def hooks():
+    """The site's own code."""
     spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
-    hooks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hooks)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_configuration_page_lists_every_field(hooks):
     listed = re.findall(r"^\| `([a-z0-9_.]+)` \|", hooks.configuration_tables(), re.M)
     assert listed == list(config_lib.FIELDS)
     assert hooks._TABLES in _text(ROOT / "docs" / "configuration.md")
+
+
+def test_links_of_the_repository_become_links_of_the_site(hooks):
+    text = (
+        "[a](../launch/README.md#slurm) ![b](../benchmarks/growth.png) [c](../Dockerfile) [d](https://x.org/README.md)"
+    )
+    assert hooks.site_links(text, "docs/operations.md", "operations.md") == (
+        "[a](launch.md#slurm) ![b](benchmarks/growth.png) c [d](https://x.org/README.md)"
+    )
+    assert hooks.site_links("[a](docs/howto/weights.md)", "README.md", "index.md") == "[a](howto/weights.md)"
+
+
+def test_a_notebook_becomes_a_page_with_what_is_stored_in_it(hooks, tmp_path):
+    output = [{"text": ["1\n"]}, {"data": {"image/png": "AAAA\n", "text/plain": "<Figure>"}}]
+    cells = [
+        {"cell_type": "markdown", "source": ["# Look"]},
+        {"cell_type": "code", "source": ["print(1)"], "outputs": output},
+    ]
+    (tmp_path / "look.ipynb").write_text(json.dumps({"cells": cells}))
+    assert hooks.notebook_page(tmp_path / "look.ipynb") == (
+        '# Look\n\n```python\nprint(1)\n```\n\n```text\n1\n```\n\n<img alt="output" src="data:image/png;base64,AAAA">\n'
+    )
 
 
 def test_what_may_change_in_a_started_run_is_told():

@@ -1,4 +1,4 @@
-"""Features of a user's own files: mode `embed`, paths and arrays of every kind, and the tutorial's recipes as printed."""
+"""Features of a user's own files: mode `embed`, paths and arrays of every kind, the tutorial's recipes as printed."""
 
 import contextlib
 import io
