@@ -26,6 +26,7 @@ setup(
         "absl-py>=2.1",
         "array-record>=0.8.1",
         "chex>=0.1.90",
+        "filelock>=4.3",
         "flatbuffers>=24.3",  # jax.export imports it without declaring it
         "flax>=0.12.0",
         "google-crc32c>=1.5",

@@ -219,7 +219,7 @@ def _sampling_sizes(quick: bool):
 
 
 def _our_sampling(quick: bool) -> Call:
-    from hybrid_jax.inference.sample import use_all_cores
+    from hybrid_jax.utils.runtime import use_all_cores
 
     use_all_cores()
     return _sampling_sizes(quick).cached()

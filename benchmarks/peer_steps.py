@@ -93,7 +93,7 @@ def ours(config) -> Call:
     from hybrid_jax.utils.runtime import keep_compiled_programs
 
     keep_compiled_programs()
-    runtime.reuse()
+    runtime.reuse_memory()
     import jax
 
     from benchmarks import step

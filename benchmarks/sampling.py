@@ -20,8 +20,8 @@ from absl import flags
 
 from hybrid_jax import sharding
 from hybrid_jax.config import default_config
-from hybrid_jax.inference.sample import use_all_cores
 from hybrid_jax.models import hybrid, sampler, tokens
+from hybrid_jax.utils.runtime import use_all_cores
 
 SIDE = flags.DEFINE_integer("side", 32, "Pixels along an image.", lower_bound=2)
 WIDTH = flags.DEFINE_integer("width", 128, "Width of the transformer.", lower_bound=1)

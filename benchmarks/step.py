@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     flags.FLAGS(argv)
     config = CONFIG.value
     config_lib.validate(config)
-    runtime.reuse()
+    runtime.reuse_memory()
     found = {PEAK: _matrix_product(), STREAM: _stream(), **parts(config), WHOLE_STEP: whole_step(config)}
     found |= {name: whole_step(specialist) for name, specialist in specialists(config).items()}
     seconds = measure({name: part.call for name, part in found.items()}, ROUNDS.value)

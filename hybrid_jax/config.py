@@ -233,6 +233,15 @@ FIELDS: dict[str, Field] = {
     ),
     "log.every_steps": Field(50, "steps", "time between progress lines", **_at_least(1)),
     "log.gradients": Field(True, "", "at each progress line, compare the two losses' gradients on the encoder"),
+    "log.profile_steps": Field(
+        (),
+        "steps",
+        "first and last step whose profile (jax.profiler) is written to the workdir's `profile/`; () = none",
+        allowed="must be () or two steps (first, last), 1 <= first <= last",
+        check=lambda v: (
+            len(v) in (0, 2) and all(type(s) is int for s in v) and min((*v, 1)) >= 1 and v == tuple(sorted(v))
+        ),
+    ),
     "log.wandb_project": Field("", "", "project of Weights & Biases to log to; empty = none"),
     "eval.every_steps": Field(
         0, "steps", "time between evaluations; 0 = after the last step only, -1 = never", **_at_least(-1)

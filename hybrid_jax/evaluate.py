@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from hybrid_jax import config as config_lib
 from hybrid_jax import evaluators, sharding
-from hybrid_jax.anomaly import fit as anomaly_fit
 from hybrid_jax.data import sources
 from hybrid_jax.errors import UserError, oom_advice
 from hybrid_jax.evaluators import ahead
@@ -42,10 +41,9 @@ def evaluate_and_report(
     for note in data.notes:
         log(f"  {note}")
     (workdir / "eval").mkdir(exist_ok=True)
-    features = FeatureStore(model, data, config.eval.linear_probe.normed)
+    features = FeatureStore(model, data, config.eval.linear_probe.normed, workdir)
     with ahead.compiling(features, config, log, report_samples.compilations(features, config)) as later:
         views = later(lambda: sample_views(config, data))
-        write_anomaly(features, config, workdir, log)
         results = evaluators.evaluate(model, data, config, workdir, log, features, raise_if_preempted)
         raise_if_preempted()
         for row in results:
@@ -55,13 +53,6 @@ def evaluate_and_report(
     # Last, because this file says that the evaluation is complete.
     write_whole(results_path(workdir, model.step), json.dumps(results, indent=2) + "\n")
     return headline(results)
-
-
-def write_anomaly(features: FeatureStore, config, workdir: pathlib.Path, log: Callable[[str], None]) -> None:
-    """Fits `anomaly_score` and writes what was fitted, unless `eval.anomaly` asks for none."""
-    score = anomaly_fit.fitted(features, config, log)
-    if score is not None:
-        anomaly_fit.save(workdir, features.model, score)
 
 
 def evaluate_workdir(workdir: str | os.PathLike, step: str | None, eval_section, log: Callable[[str], None] = print):

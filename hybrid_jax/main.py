@@ -29,7 +29,7 @@ def run() -> None:
         if given.CONFIG.value is None:
             raise UserError("--config is missing: a file of configs/, for example --config=configs/quickstart.py")
         config_lib.validate(given.CONFIG.value)
-    runtime.reuse()
+    runtime.reuse_memory()
     if mode not in ("train", "eval"):
         # As Ctrl-C: what is half written is removed, and the compiler's process ends too.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -82,9 +82,9 @@ def _embed(workdir: str) -> None:
 
 
 def _sample(workdir: str) -> None:
-    from hybrid_jax.inference.sample import sample_workdir, use_all_cores
+    from hybrid_jax.inference.sample import sample_workdir
 
-    use_all_cores()
+    runtime.use_all_cores()
     asked = (given.STEP.value, given.NUM.value, given.INPUT.value, given.OUTPUT.value)
     kept = (given.NUM_ROWS.value, given.NUM_PATCHES.value)
     sample_workdir(workdir, *asked, kept, given.draw(), given.SEED.value, given.batch_size(), say)

@@ -83,37 +83,14 @@ def _make_view(config, spec, key: jax.Array, images: jax.Array, recipe, palette)
 
 def forward(model: hybrid.HybridModel, params, batch: Batch, palette) -> tuple[jax.Array | None, jax.Array | None]:
     """Returns (L, N, S) log-likelihoods of tokens and (B, 2, E) embeddings of views; None of an absent branch."""
-    if not model.contrastive:
-        return token_log_prob(model, params, batch, palette), None
-    if not model.generative:
-        return None, embed_views(model, params, batch, palette)
     params = cast_block_kernels(params, jnp.dtype(model.config.dtype))
     views, keep = _flat_views(batch)
-    found: Any = model.apply(
-        {"params": params}, batch.likelihood, views, palette, keep, method="log_prob_and_embedding"
-    )
-    return found[0], _by_image(found[1])
+    found: Any = model.apply({"params": params}, batch.likelihood, views, palette, keep)
+    log_prob, embedded = found
+    return log_prob, None if embedded is None else embedded.reshape(-1, 2, embedded.shape[-1])
 
 
-def token_log_prob(model: hybrid.HybridModel, params, batch: Batch, palette) -> jax.Array:
-    """Returns (L, N, S) log-likelihoods of the batch's tokens, nats."""
-    log_prob: Any = model.apply({"params": params}, batch.likelihood, palette, method="token_log_prob")
-    return log_prob
-
-
-def embed_views(model: hybrid.HybridModel, params, batch: Batch, palette) -> jax.Array:
-    """Returns (B, 2, E) embeddings of both views, in one pass of the encoder."""
-    views, keep = _flat_views(batch)
-    embedded: Any = model.apply({"params": params}, views, palette, keep, method="view_embedding")
-    return _by_image(embedded)
-
-
-def _by_image(embedded: jax.Array) -> jax.Array:
-    """(2B, E) -> (B, 2, E)."""
-    return embedded.reshape(-1, 2, embedded.shape[-1])
-
-
-def _flat_views(batch: Batch) -> tuple[jax.Array, jax.Array | None]:
+def _flat_views(batch: Batch) -> tuple[jax.Array | None, jax.Array | None]:
     """(B, 2, Q, S) tokens and (B, 2, Q) places -> (2B, Q, S) and (2B, Q)."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (batch.views, batch.keep))
 
@@ -131,19 +108,25 @@ def contrastive_loss(config, embeddings: jax.Array, devices: int = 1) -> tuple[j
     return jnp.mean(values), jnp.mean(hits)
 
 
+def weighted_loss(config, parts: Metrics) -> jax.Array:
+    """generative_weight * generative_loss + contrastive_weight * contrastive_loss, of the losses that `parts` holds."""
+    objective = config.objective
+    weights = {"generative_loss": objective.generative_weight, "contrastive_loss": objective.contrastive_weight}
+    return sum((weights[name] * parts[name] for name in weights if name in parts), jnp.zeros(()))
+
+
 def loss_fn(
     params, config, model: hybrid.HybridModel, batch: Batch, palette, devices: int = 1
 ) -> tuple[jax.Array, Metrics]:
-    """The hybrid loss: generative_weight * NLL + contrastive_weight * NT-Xent; absent branches are left out."""
-    total, parts = jnp.zeros(()), {}
+    """Returns the weighted loss of a batch and, by name, the losses of the branches that exist."""
+    parts: Metrics = {}
     log_prob, embeddings = forward(model, params, batch, palette)
     if log_prob is not None:
         parts["generative_loss"] = generative_loss(log_prob)
-        total += config.objective.generative_weight * parts["generative_loss"]
     if embeddings is not None:
         parts["contrastive_loss"], parts["contrastive_accuracy"] = contrastive_loss(config, embeddings, devices)
-        total += config.objective.contrastive_weight * parts["contrastive_loss"]
-    return total, parts | {"loss": total}
+    loss = weighted_loss(config, parts)
+    return loss, parts | {"loss": loss}
 
 
 def accumulated_gradients(params, config, model: hybrid.HybridModel, batch: Batch, palette, devices: int = 1):
@@ -158,37 +141,36 @@ def accumulated_gradients(params, config, model: hybrid.HybridModel, batch: Batc
     pieces = config.train.microbatches
     # Strided pieces: each holds rows of every device.
     cut = jax.tree.map(lambda x: x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1), batch)
-    metrics: Metrics = {"loss": jnp.zeros(())}
+    metrics: Metrics = {}
     pull = None
     if model.contrastive:
-        embedded = jax.lax.map(lambda piece: embed_views(model, params, piece, palette), cut)
+        views = cut.replace(likelihood=None)
+        embedded = jax.lax.map(lambda piece: forward(model, params, piece, palette)[1], views)
         whole = embedded.swapaxes(0, 1).reshape(-1, *embedded.shape[2:])
         loss = lambda z: contrastive_loss(config, z, devices)
         (value, accuracy), pull = jax.value_and_grad(loss, has_aux=True)(whole)
         metrics |= {"contrastive_loss": value, "contrastive_accuracy": accuracy}
-        metrics["loss"] += config.objective.contrastive_weight * value
         pull = pull.reshape(-1, pieces, *pull.shape[1:]).swapaxes(0, 1)
 
-    def surrogate(params, piece, pull):
-        total = nll = jnp.zeros(())
+    def share(params, piece, pull) -> tuple[jax.Array, jax.Array]:
+        """A loss whose gradient is this piece's share of the whole gradient, and its share of the likelihood's."""
+        parts: Metrics = {}
         log_prob, embedded = forward(model, params, piece, palette)
         if log_prob is not None:
-            nll = generative_loss(log_prob) / pieces
-            total += config.objective.generative_weight * nll
+            parts["generative_loss"] = generative_loss(log_prob) / pieces
         if embedded is not None:
-            total += config.objective.contrastive_weight * jnp.sum(embedded * pull)
-        return total, nll
+            parts["contrastive_loss"] = jnp.sum(embedded * pull)
+        return weighted_loss(config, parts), parts.get("generative_loss", jnp.zeros(()))
 
     def add(carry, piece_and_pull):
-        gradients, nll = jax.grad(surrogate, has_aux=True)(params, *piece_and_pull)
+        gradients, nll = jax.grad(share, has_aux=True)(params, *piece_and_pull)
         return jax.tree.map(jnp.add, carry, (gradients, nll)), None
 
     zero = (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()))
     (gradients, nll), _ = jax.lax.scan(add, zero, (cut, pull))
     if model.generative:
         metrics["generative_loss"] = nll
-        metrics["loss"] += config.objective.generative_weight * nll
-    return gradients, metrics
+    return gradients, metrics | {"loss": weighted_loss(config, metrics)}
 
 
 def moving_average(config, ema, params, step: jax.Array):
@@ -254,17 +236,11 @@ def make_gradient_comparison(config, mesh: Mesh) -> Callable[[TrainState, jax.Ar
     def compare(state: TrainState, images: jax.Array) -> Metrics:
         batch = make_batch(config, model, step_key(state.seed, state.step), images, state.palette)
 
-        def generative(encoder) -> jax.Array:
-            params = state.params | {"encoder": encoder}
-            loss = generative_loss(token_log_prob(model, params, batch, state.palette))
-            return config.objective.generative_weight * loss
+        def loss(encoder, part: Batch) -> jax.Array:
+            return loss_fn(state.params | {"encoder": encoder}, config, model, part, state.palette, mesh.size)[0]
 
-        def contrastive(encoder) -> jax.Array:
-            params = state.params | {"encoder": encoder}
-            loss, _ = contrastive_loss(config, embed_views(model, params, batch, state.palette), mesh.size)
-            return config.objective.contrastive_weight * loss
-
-        one, two = (jax.grad(part)(state.params["encoder"]) for part in (generative, contrastive))
+        parts = batch.replace(views=None, keep=None), batch.replace(likelihood=None)
+        one, two = (jax.grad(loss)(state.params["encoder"], part) for part in parts)
         norms = optax.tree.norm(one), optax.tree.norm(two)
         return {
             "encoder_gradient_norm_generative": norms[0],

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from hybrid_jax.evaluators import (
     adversarial,
+    anomaly,
     calibration,
     corruptions,
     few_label,
@@ -22,6 +23,7 @@ from hybrid_jax.evaluators.features import FeatureStore, FloorCache, Skipped
 Evaluator = Callable[..., list[dict]]
 
 EVALUATORS: dict[str, Evaluator] = {
+    "anomaly": anomaly.evaluate,
     "linear_probe": linear_probe.evaluate,
     "few_label": few_label.evaluate,
     "knn": knn.evaluate,
@@ -34,8 +36,8 @@ EVALUATORS: dict[str, Evaluator] = {
     "transfer": transfer.evaluate,
     "finetune": finetune.evaluate,
 }
-# They take minutes: `log` tells how far they are, and `between` is called on the way.
-LONG = ("finetune",)
+# `log` tells what they do, and `between` is called on the way where they take minutes.
+TELLING = ("anomaly", "finetune")
 
 
 _TOLD_SECONDS = 10
@@ -60,7 +62,7 @@ def evaluate(
     features: FeatureStore | None = None,
     between: Callable[[], None] = lambda: None,
 ) -> list[dict]:
-    """Runs the evaluators that `config.eval.evaluators` names, in that order.
+    """Runs the evaluators that `config.eval.evaluators` names, in that order, after the anomaly score is fitted.
 
     Args:
       model: a restored checkpoint, as `hybrid_jax.load` returns.
@@ -82,11 +84,11 @@ def evaluate(
     features = features or FeatureStore(model, data, config.eval.linear_probe.normed)
     floors = FloorCache(cache_dir)
     results, seconds = [], {}
-    for name in config.eval.evaluators:
+    for name in ("anomaly",) * (config.eval.anomaly.num_images > 0) + tuple(config.eval.evaluators):
         between()
         started = time.monotonic()
         try:
-            more = {"log": log, "between": between} if name in LONG else {}
+            more = {"log": log, "between": between} if name in TELLING else {}
             found = EVALUATORS[name](features, config, floors, **more)
         except Skipped as reason:
             found = reason.found

@@ -48,7 +48,7 @@ def compiling(
     Yields:
       A function that takes a task for later and returns what gives its result: at best begun in a thread, else itself.
     """
-    if not runtime.present() or coordination.several():
+    if not runtime.on_accelerator() or coordination.several():
         yield lambda task: task
         return
     pool = ThreadPoolExecutor(THREADS)

@@ -36,11 +36,12 @@ class FeatureStore:
     Attributes:
       model: anything with `features(images)`, `default_layer`, `sample(...)`, as `hybrid_jax.load` returns.
       data: a data set with `train`, `validation`, `test`; the last two may be None.
+      workdir: where evaluators write what they fitted; None = nowhere.
       normed: whether layers are kept after the norm that follows them too, as `decoder/3:normed`.
     """
 
-    def __init__(self, model, data, normed: bool = False):
-        self.model, self.data, self.normed = model, data, normed
+    def __init__(self, model, data, normed: bool = False, workdir: pathlib.Path | None = None):
+        self.model, self.data, self.normed, self.workdir = model, data, normed, workdir
         self._found: dict[str, dict[str, np.ndarray]] = {}
         self._samples: dict[tuple[int, float], np.ndarray] = {}
         self._once: dict[Hashable, Any] = {}

@@ -100,7 +100,7 @@ def _cores() -> int:
 
 def solver(x: np.ndarray) -> Solver:
     """Returns what fits classifiers to features that are standardised like (n, D) `x`, which may be some of them."""
-    if runtime.present():
+    if runtime.on_accelerator():
         return fit_logistic_on_device
     return functools.partial(fit_logistic_each, spectrum=Spectrum.of(x))
 

@@ -14,8 +14,8 @@ import dataclasses
 
 import numpy as np
 
-from hybrid_jax.anomaly import fit as anomaly_fit
 from hybrid_jax.anomaly.detection import auroc, auroc_error, average_precision, fpr95, fpr95_of_inliers, placements
+from hybrid_jax.evaluators import anomaly
 from hybrid_jax.evaluators.features import FeatureStore, FloorCache, Skipped, require_split
 from hybrid_jax.evaluators.ood_pairs import AT_CHANCE, DIGIT_SETS, MADE, digits, outliers
 from hybrid_jax.evaluators.ood_scores import FIT_IMAGES, NEIGHBOUR, UNDIRECTED, Scores
@@ -77,8 +77,7 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
 
 def _measure(features: FeatureStore, config) -> Outcome:
     test = require_split(features.data, "test").images[: config.eval.ood.num_images or None]
-    joint = anomaly_fit.fitted(features, config, log=lambda line: None)
-    scores = Scores(features, config, joint)
+    scores = Scores(features, config, anomaly.fitted(features, config))
     functions = scores.model | scores.trivial
     shown: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 

@@ -60,10 +60,7 @@ class Scores:
         self._random = features.model.untrained(config.seed)
         self.model: dict[str, Score] = {}
         if joint is not None:
-            chosen = f"joint score {joint.kind}"
-            self.model[chosen] = lambda seen: joint.score(seen.measures)
-            other = "J2" if joint.kind == "J1" else "J1"
-            self.model[f"joint score {other}, not chosen"] = lambda seen: joint.score(seen.measures, other)
+            self.model["joint score"] = lambda seen: joint.score(seen.measures)
         self.model |= self._likelihoods() | self._of_features() | self._of_probe()
         self.trivial = self._of_pixels() | self._of_random() | self._of_histograms() | _statistics()
 
@@ -71,14 +68,13 @@ class Scores:
         """Passes (n, H, W, C) uint8 images through both networks."""
         model = self._features.model
         measures = model.measures(images)
-        features = measures.last if model.measured_layers[1] == model.default_layer else measures.middle
-        return Seen(images, measures, features, self._random.embed(images))
+        return Seen(images, measures, measures.default, self._random.embed(images))
 
     def _likelihoods(self) -> dict[str, Score]:
         if not self._features.model.has_likelihood:
             return {}
         if self._joint is not None:
-            usual = self._joint.arrays["tails/nll"].mean()
+            usual = self._joint.about["mean_nll"]
         else:
             data = self._features.data
             known = data.validation if has_split(data, "validation") else data.train

@@ -91,7 +91,7 @@ def nearest_distance(queries: np.ndarray, bank: np.ndarray) -> tuple[np.ndarray,
       (m,) float64 distances and (m,) rows of the bank. The search is done in the inputs' precision: a row that
       is further by rounding only may be found instead.
     """
-    rows = (_nearest_on_device if runtime.present() else _nearest_rows)(queries, bank)
+    rows = (_nearest_on_device if runtime.on_accelerator() else _nearest_rows)(queries, bank)
     distances = [
         np.linalg.norm(queries[part].astype(np.float64) - bank[rows[part]], axis=1)
         for part in np.array_split(np.arange(len(queries)), -(-len(queries) // ROWS_AT_ONCE))

@@ -205,11 +205,8 @@ class Model:
 
     @functools.cached_property
     def measured_layers(self) -> tuple[str, str]:
-        """The middle layer, and the last or, without an encoder, the decoder's output."""
-        encoder, decoder = self.config.model.encoder_layers, self.config.model.decoder_layers
-        if encoder:
-            return f"encoder/{max(1, encoder // 2)}", "encoder"
-        return f"decoder/{max(1, decoder // 2)}", "decoder"
+        """The default layer, and the last of the encoder or, without one, of the decoder."""
+        return self.default_layer, "encoder" if self.config.model.encoder_layers else "decoder"
 
     def sample(
         self,

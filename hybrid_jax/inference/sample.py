@@ -24,19 +24,6 @@ SHOWN = 256  # images at most on a sheet
 _IN_A_ROW = 12  # images of a row, at most
 
 
-def use_all_cores() -> None:
-    """Makes each core of this host a device, where nobody chose another number; before JAX looks for its devices.
-
-    The steps of sampling are too small to be cut over cores one by one; images are not. Accelerators do not mind.
-    Not beyond 8, as every device has the parameters to itself.
-    """
-    if "JAX_NUM_CPU_DEVICES" not in os.environ and "xla_force_host_platform" not in os.environ.get("XLA_FLAGS", ""):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        jax.config.update("jax_num_cpu_devices", min(cores, 8))
-        # Several devices run at once only if none of them is run by the calling thread.
-        jax.config.update("jax_cpu_enable_async_dispatch", True)
-
-
 def sample_workdir(
     workdir: str | os.PathLike,
     step: str | None = None,

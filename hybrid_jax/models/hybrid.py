@@ -14,7 +14,7 @@ import ml_collections
 from hybrid_jax.models import tokens as tokens_lib
 from hybrid_jax.models.attention import Attend, plain
 from hybrid_jax.models.heads import LinearHead, MaskedMLPHead, Projection
-from hybrid_jax.models.transformer import Constrain, Decoder, Encoder
+from hybrid_jax.models.transformer import Constrain, Decoder, Encoded, Encoder, Stream
 
 NORMED = ":normed"  # ends the name of a layer that is read after the next norm
 
@@ -27,7 +27,7 @@ def _identity(x: jax.Array, axis: int = 0) -> jax.Array:
 class HybridModel(nn.Module):
     """One encoder with a contrastive head and an autoregressive decoder (GCRL, arXiv 2106.06162).
 
-    The paper's body is not public: what the abstract leaves open is this project's choice (README).
+    The paper's body is not public: what the abstract leaves open is this project's choice (docs/method.md).
     Parameters exist only for the branches whose weight is above 0.
 
     Attributes:
@@ -67,31 +67,52 @@ class HybridModel(nn.Module):
         )
         self.projection = Projection(tuple(c.projection_dims), c.activation, dtype)
 
-    def __call__(self, tokens: jax.Array, palette: tokens_lib.Palette | None) -> None:
-        """Runs every existing branch once, so that `init` creates its parameters."""
-        self.encoder(tokens, palette, causal=True)
-        if self.generative:
-            self.token_log_prob(tokens, palette)
-        if self.contrastive:
-            self.view_embedding(tokens, palette)
-
-    def token_log_prob(self, tokens: jax.Array, palette: tokens_lib.Palette | None) -> jax.Array:
-        """Exact log-likelihood, token by token.
+    def __call__(
+        self,
+        images: jax.Array | None,
+        views: jax.Array | None,
+        palette: tokens_lib.Palette | None,
+        keep: jax.Array | None = None,
+    ) -> tuple[jax.Array | None, jax.Array | None]:
+        """Likelihood of images and embedding of views, in one pass of the encoder; None in, None out.
 
         Args:
-          tokens: (B, N, S) int32; the only thing the result depends on.
+          images: (L, N, S) int32 tokens; the only thing that their likelihood depends on.
+          views: (B, Q, S) int32 tokens, of the patches that views keep.
           palette: of the palette kind.
+          keep: (B, Q) int32, which patches these are; None means all N, in order.
 
         Returns:
-          (B, N, S) float32, nats, in generation order.
+          (L, N, S) float32, the exact log-likelihood of each token, nats, in generation order;
+          (B, projection_dims[-1]) float32, the contrastive embedding, not normalised.
         """
-        encoded, intermediates = self.encoder(tokens, palette, causal=True)
-        return self._log_prob(tokens, palette, encoded, intermediates["embedding"])
+        of_images = [] if images is None else [Stream(images, causal=True)]
+        of_views = [] if views is None else [Stream(views, self.config.view_attention == "causal", keep)]
+        encoded = self.encoder(of_images + of_views, palette)
+        log_prob = None if images is None else self._log_prob(images, palette, encoded[0])
+        return log_prob, None if views is None else self._embedding(encoded[-1])
 
-    def _log_prob(self, tokens, palette, encoded: jax.Array, embedding: jax.Array) -> jax.Array:
+    def _log_prob(self, tokens: jax.Array, palette: tokens_lib.Palette | None, encoded: Encoded) -> jax.Array:
         chex.assert_shape(tokens, (None, self.spec.num_patches, self.spec.tokens_per_patch))
-        states, _ = self.decoder(encoded, embedding)
+        states, _ = self.decoder(encoded.output, encoded.embedding)
         return self.head(states, tokens, tokens_lib.dequantise(tokens, self.spec, palette))
+
+    def _embedding(self, encoded: Encoded) -> jax.Array:
+        return self.projection(self.constrain(jnp.mean(encoded.output, axis=1, dtype=jnp.float32)))
+
+    def token_log_prob(self, tokens: jax.Array, palette: tokens_lib.Palette | None) -> jax.Array:
+        """(B, N, S) int32 -> (B, N, S) float32, the likelihood alone, as `__call__` gives it."""
+        log_prob, _ = self(tokens, None, palette)
+        assert log_prob is not None
+        return log_prob
+
+    def view_embedding(
+        self, views: jax.Array, palette: tokens_lib.Palette | None, keep: jax.Array | None = None
+    ) -> jax.Array:
+        """(B, Q, S) int32 -> (B, projection_dims[-1]) float32, the embedding alone, as `__call__` gives it."""
+        _, embedding = self(None, views, palette, keep)
+        assert embedding is not None
+        return embedding
 
     def first_input(self, batch: int) -> jax.Array:
         """Returns the decoder's (B, 1, D) input where no patch is known."""
@@ -108,8 +129,8 @@ class HybridModel(nn.Module):
         Returns:
           (B, Q, D), the decoder's inputs at the positions after these patches.
         """
-        encoded, intermediates = self.encoder(tokens, palette, causal=True, start=start)
-        return self.decoder.inputs(encoded, intermediates["embedding"])
+        (encoded,) = self.encoder([Stream(tokens, causal=True)], palette, start=start)
+        return self.decoder.inputs(encoded.output, encoded.embedding)
 
     def states(self, inputs: jax.Array, start: jax.Array) -> jax.Array:
         """The decoder's (B, Q, D) states of the positions from `start` on, with a cache of those before."""
@@ -126,36 +147,6 @@ class HybridModel(nn.Module):
     def update(self, progress: Any, j: jax.Array, token: jax.Array, palette: tokens_lib.Palette | None) -> Any:
         """Takes (B,) int32, token j of the patch."""
         return self.head.update(progress, j, token, tokens_lib.dequantise(token, self.spec, palette))
-
-    def view_embedding(
-        self, tokens: jax.Array, palette: tokens_lib.Palette | None, keep: jax.Array | None = None
-    ) -> jax.Array:
-        """Contrastive embedding of views.
-
-        Args:
-          tokens: (B, Q, S) int32, the patches a view keeps.
-          palette: of the palette kind.
-          keep: (B, Q) int32 which patches these are; None means all N, in order.
-
-        Returns:
-          (B, projection_dims[-1]) float32, not normalised.
-        """
-        encoded, _ = self.encoder(tokens, palette, self.config.view_attention == "causal", keep)
-        return self._embedding(encoded)
-
-    def _embedding(self, encoded: jax.Array) -> jax.Array:
-        return self.projection(self.constrain(jnp.mean(encoded, axis=1, dtype=jnp.float32)))
-
-    def log_prob_and_embedding(
-        self, tokens: jax.Array, views: jax.Array, palette: tokens_lib.Palette | None, keep: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array]:
-        """`token_log_prob` of (L, N, S) tokens and `view_embedding` of (B, Q, S) views, in one pass of the encoder.
-
-        Where weights are cut over devices they are gathered once for both, and gradients are added up once.
-        """
-        causal = self.config.view_attention == "causal"
-        encoded, embedding, encoded_views = self.encoder.images_and_views(tokens, views, palette, causal, keep)
-        return self._log_prob(tokens, palette, encoded, embedding), self._embedding(encoded_views)
 
     def features(self, tokens: jax.Array, palette: tokens_lib.Palette | None) -> dict[str, jax.Array]:
         """Mean over positions of every layer, by name.
@@ -176,11 +167,14 @@ class HybridModel(nn.Module):
           {name: (B, D) float32}.
         """
         causal = not self.contrastive or self.config.view_attention == "causal"
-        encoded, found = self.encoder(tokens, palette, causal, collect=True)
+        (encoded,) = self.encoder([Stream(tokens, causal)], palette, collect=True)
+        found = {"embedding": encoded.embedding, **encoded.layers}
+        if self.config.encoder_layers > 0:
+            found["encoder"] = encoded.output
         if self.generative:
             if not causal:
-                encoded, _ = self.encoder(tokens, palette, True)
-            found = found | self.decoder(encoded, found["embedding"], collect=True)[1]
+                (encoded,) = self.encoder([Stream(tokens, causal=True)], palette)
+            found |= self.decoder(encoded.output, encoded.embedding, collect=True)[1]
         if self.is_mutable_collection("intermediates"):
             for name, stack in [("encoder", self.encoder), ("decoder", self.decoder)]:
                 if name in found:
@@ -220,12 +214,12 @@ def measures(
     """What the joint anomaly score reads of (B, H, W, C) uint8 images.
 
     Returns:
-      `middle` and `last`, (B, D) features of the two layers; `shown`, (B, H, W, C) uint8, what is left of the images
+      `default` and `last`, (B, D) features of the two layers; `shown`, (B, H, W, C) uint8, what is left of the images
       in tokens; and where there is a likelihood `patch_log_prob`, (B, N) float32, nats.
     """
     tokens = tokens_lib.encode(images, model.spec, palette)
     features: Any = model.apply({"params": params}, tokens, palette, method="features")
-    found = {"middle": features[layers[0]], "last": features[layers[1]]}
+    found = {"default": features[layers[0]], "last": features[layers[1]]}
     found["shown"] = tokens_lib.decode(tokens, model.spec, palette)
     if model.generative:
         log_prob: Any = model.apply({"params": params}, tokens, palette, method="token_log_prob")
@@ -257,4 +251,5 @@ def init_params(model: HybridModel, key: jax.Array, palette: tokens_lib.Palette 
     spec = model.spec
     tokens = jnp.zeros((1, spec.num_patches, spec.tokens_per_patch), jnp.int32)
     # Jitted: one compilation is several times faster than that of every operation by itself.
-    return jax.jit(model.init)(key, tokens, palette)["params"]
+    branches = tokens if model.generative else None, tokens if model.contrastive else None
+    return jax.jit(model.init)(key, *branches, palette)["params"]

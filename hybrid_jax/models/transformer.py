@@ -5,8 +5,8 @@ Dimensions: B batch, N positions, D width, H heads, E = D/H, S tokens per patch,
 
 import contextlib
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,8 +16,6 @@ from hybrid_jax.models import tokens as tokens_lib
 from hybrid_jax.models.attention import Attend, Attention, plain
 
 # One array (B, N, D) and whether it is causal, or as many of each.
-Sequences = jax.Array | tuple[jax.Array, ...]
-Masks = bool | tuple[bool, ...]
 # On accelerators a look-up's gradient is a product where the table has no more rows than this for each feature.
 _MOST_ROWS_A_FEATURE = 4
 Constrain = Callable[..., jax.Array]  # of an activation and the place of its batch axis, by default the first
@@ -277,13 +275,12 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Sequences, causal: Masks, collect: bool = False, start: jax.Array | None = None
-    ) -> tuple[Any, list[Any]]:
-        """(B, N, D) -> the same, and the output of blocks 1..depth where `collect` is set.
+        self, streams: list[jax.Array], causal: list[bool], collect: bool = False, start: jax.Array | None = None
+    ) -> tuple[list[jax.Array], list[list[jax.Array]]]:
+        """Streams (B, N, D), each with its mask -> the same, and where `collect` is set the outputs of blocks 1..depth.
 
-        `x` may be a tuple of such arrays, each with its own in a tuple of masks: they pass each block together, so that
-        devices gather its weights and add up its gradients once for all. What is collected are tuples then. `start`
-        is as in `Block`, for one array; the loop of `scan` and `remat` have no cache.
+        All streams pass a block before the next, so that devices gather its weights and add up its gradients once.
+        `start` is as in `Block`; the loop of `scan` and `remat` have no cache.
         """
         make = nn.remat(Block, static_argnums=(2,), prevent_cse=not self.scan) if self.remat else Block
         fields = (self.num_heads, self.depth, self.activation, self.dtype, self.constrain, self.attend)
@@ -291,19 +288,19 @@ class Transformer(nn.Module):
             layers = []
             for i in range(self.depth):
                 block = make(*fields, name=f"block_{i + 1}")
-                x = jax.tree.map(lambda one, mask, block=block: block(one, mask, start), x, causal)
-                layers.append(x)
-            return x, layers if collect else []
+                streams = [block(x, mask, start) for x, mask in zip(streams, causal, strict=True)]
+                layers.append(streams)
+            return streams, layers if collect else []
 
         def body(block, carry):
-            carry = jax.tree.map(block, carry, causal)
+            carry = [block(x, mask) for x, mask in zip(carry, causal, strict=True)]
             return carry, carry if collect else None
 
         scan = nn.scan(
             body, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True}, length=self.depth
         )
-        x, stacked = scan(make(*fields, name="blocks"), x)
-        return x, list(stacked) if collect else []
+        streams, stacked = scan(make(*fields, name="blocks"), streams)
+        return streams, [list(layer) for layer in zip(*stacked, strict=True)] if collect else []
 
 
 def cast_block_kernels(params: Any, dtype: jnp.dtype) -> Any:
@@ -351,6 +348,34 @@ class PatchEmbedding(nn.Module):
         return Dense(self.width, dtype=self.dtype, name="linear")(flat)
 
 
+class Stream(NamedTuple):
+    """Sequences that pass the encoder under one mask.
+
+    Attributes:
+      tokens: (B, Q, S) int32; all N patches, or those that are kept.
+      causal: the mask over patches.
+      keep: (B, Q) int32, which patches these are; None means all, in order.
+    """
+
+    tokens: jax.Array
+    causal: bool
+    keep: jax.Array | None = None
+
+
+class Encoded(NamedTuple):
+    """What the encoder makes of a stream.
+
+    Attributes:
+      output: (B, Q, D), after the final norm.
+      embedding: (B, Q, D), of patches alone, before positions.
+      layers: where they are collected, the blocks' outputs (B, Q, D) as `encoder/1` ..
+    """
+
+    output: jax.Array
+    embedding: jax.Array
+    layers: dict[str, jax.Array]
+
+
 class Encoder(nn.Module):
     """Patch embedding, learned positions, blocks, final norm; with no blocks only the embedding."""
 
@@ -368,68 +393,36 @@ class Encoder(nn.Module):
 
     def __call__(
         self,
-        tokens: jax.Array,
+        streams: Sequence[Stream],
         palette: tokens_lib.Palette | None,
-        causal: bool,
-        keep: jax.Array | None = None,
         collect: bool = False,
         start: jax.Array | None = None,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Encodes patches.
+    ) -> list[Encoded]:
+        """Encodes streams in one pass over the blocks.
+
+        Where weights are cut over devices they are gathered once for all streams, and gradients are added up once.
 
         Args:
-          tokens: (B, Q, S) int32; all N patches, or the kept ones.
+          streams: at least one.
           palette: of the palette kind.
-          causal: the mask over patches.
-          keep: (B, Q) which patches these are; None means all, in order.
           collect: also return every block's output.
-          start: () int32; the patches are those from here on, causal, and the `cache` collection knows all earlier.
+          start: () int32; patches are those from here on, causal, and the `cache` collection knows all earlier.
 
         Returns:
-          (B, Q, D) encoded patches, and intermediates: `embedding` (before positions) and, with
-          `collect`, `encoder/1` .. and `encoder`.
+          One for each stream.
         """
-        embedding = self.patch_embedding(tokens, palette)
-        intermediates = {"embedding": embedding}
+        embeddings = [self.patch_embedding(stream.tokens, palette) for stream in streams]
         if self.stack["depth"] == 0:
-            return embedding, intermediates
-        x, layers = self.transformer(self._placed(embedding, keep, start), causal, collect, start)
-        x = self.norm(x).astype(self.dtype)
-        if collect:
-            intermediates |= {f"encoder/{i + 1}": layer for i, layer in enumerate(layers)}
-            intermediates["encoder"] = x
-        return x, intermediates
+            return [Encoded(embedding, embedding, {}) for embedding in embeddings]
+        placed = [self._placed(x, stream.keep, start) for x, stream in zip(embeddings, streams, strict=True)]
+        passed, layers = self.transformer(placed, [stream.causal for stream in streams], collect, start)
+        outputs = [self.norm(x).astype(self.dtype) for x in passed]
+        return [
+            Encoded(output, embedding, {f"encoder/{j + 1}": layer[i] for j, layer in enumerate(layers)})
+            for i, (output, embedding) in enumerate(zip(outputs, embeddings, strict=True))
+        ]
 
-    def images_and_views(
-        self,
-        tokens: jax.Array,
-        views: jax.Array,
-        palette: tokens_lib.Palette | None,
-        causal: bool,
-        keep: jax.Array | None,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Encodes whole images with the causal mask and views with theirs, in one pass over the blocks.
-
-        Args:
-          tokens: (L, N, S) int32, of images.
-          views: (B, Q, S) int32, patches that views keep.
-          palette: of the palette kind.
-          causal: the mask over the views' patches.
-          keep: (B, Q) int32 which patches these are; None means all N, in order.
-
-        Returns:
-          (L, N, D) encoded images, (L, N, D) their embeddings before positions, (B, Q, D) encoded views; each what
-          `__call__` gives.
-        """
-        embedding, view = self.patch_embedding(tokens, palette), self.patch_embedding(views, palette)
-        if self.stack["depth"] == 0:
-            return embedding, embedding, view
-        placed = self._placed(embedding), self._placed(view, keep)
-        passed, _ = self.transformer(placed, (True, causal))
-        encoded, encoded_view = (self.norm(x).astype(self.dtype) for x in passed)
-        return encoded, embedding, encoded_view
-
-    def _placed(self, embedding: jax.Array, keep: jax.Array | None = None, start: jax.Array | None = None) -> jax.Array:
+    def _placed(self, embedding: jax.Array, keep: jax.Array | None, start: jax.Array | None) -> jax.Array:
         """Adds to (B, Q, D) embeddings their positions, as in `__call__`."""
         if keep is not None:
             return embedding + look_up(self.positions, keep, self.dtype)
@@ -468,18 +461,16 @@ class Decoder(nn.Module):
         positions = self.positions
         if start is not None:
             positions = jax.lax.dynamic_slice_in_dim(positions, start, inputs.shape[1])
-        x, layers = self.transformer(add_positions(inputs, positions), True, collect, start)
+        (x,), layers = self.transformer([add_positions(inputs, positions)], [True], collect, start)
         x = self.norm(x).astype(self.dtype)
-        if not collect:
-            return x, {}
-        return x, {f"decoder/{i + 1}": layer for i, layer in enumerate(layers)} | {"decoder": x}
+        return x, {f"decoder/{i + 1}": layer for i, (layer,) in enumerate(layers)} | {"decoder": x}
 
     def __call__(
         self, encoded: jax.Array, embedding: jax.Array, collect: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """(B, N, D) encoded patches and patch embeddings -> (B, N, D) states, state i from patches < i.
 
-        Intermediates, with `collect`: `decoder/1` .. and `decoder`.
+        Beside the states these by name: `decoder`, and with `collect` every block's output as `decoder/1` ..
         """
         after = self.inputs(encoded[:, :-1], embedding[:, :-1])
         return self.states(jnp.concatenate([self.first_input(encoded.shape[0]), after], axis=1), collect)

@@ -1,13 +1,13 @@
 """The process around a run: caches between runs, this host's cores and memory, whether an accelerator is there."""
 
 import ctypes
+import glob
 import hashlib
+import importlib.util
 import os
 import pathlib
 import platform
 import sys
-
-import jax
 
 # glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -52,23 +52,54 @@ def processor() -> str:
     return f"{platform.machine()}-{hashlib.blake2b(repr(kind).encode(), digest_size=4).hexdigest()}"
 
 
-def reuse() -> None:
+def cpu_only() -> bool:
+    """Returns whether JAX will run on this host's CPU alone; does not let it look for devices."""
+    if chosen := os.environ.get("JAX_PLATFORMS"):
+        return chosen == "cpu"
+    devices = ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
+    plugins = (importlib.util.find_spec(name) for name in ("libtpu", "jax_plugins"))
+    return not (any(plugins) and any(glob.glob(pattern) for pattern in devices))
+
+
+def _cut_into_devices() -> bool:
+    return "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform" in os.environ.get("XLA_FLAGS", "")
+
+
+def reuse_memory() -> None:
     """Lets a CPU program find the memory that its last call freed; call it before JAX looks for its devices.
 
     XLA asks malloc for all temporaries of a call at once, and glibc maps what is that large anew each time: a train
-    step of 150 MB takes 37,000 new pages, over a quarter of its time (benchmarks/README.md). Both settings are needed:
+    step of 150 MB takes 37,000 new pages, over a quarter of its time (docs/performance.md). Both settings are needed:
     what the main thread frees stays in the process, and the main thread is the one that runs programs. Where a host is
-    cut into several devices other threads run them; there, and without glibc, nothing is changed.
+    cut into several devices other threads run them; there, without glibc, and with an accelerator nothing is changed.
     """
-    if "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform" in os.environ.get("XLA_FLAGS", ""):
+    if _cut_into_devices() or not cpu_only() or sys.platform != "linux":
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt and mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, _MOST):
         import jax
 
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
-def present() -> bool:
+def use_all_cores() -> None:
+    """Makes each core of a host without accelerators a device, where nobody chose another number.
+
+    Call it before JAX looks for its devices. The steps of sampling are too small to be cut over cores one by one;
+    images are not. Not beyond 8 devices, as each has the parameters to itself.
+    """
+    if _cut_into_devices() or not cpu_only():
+        return
+    import jax
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jax.config.update("jax_num_cpu_devices", min(cores, 8))
+    # Several devices run at once only if none of them is run by the calling thread.
+    jax.config.update("jax_cpu_enable_async_dispatch", True)
+
+
+def on_accelerator() -> bool:
     """Returns whether JAX's default device is none of the host's own cores."""
+    import jax
+
     return jax.default_backend() != "cpu"
