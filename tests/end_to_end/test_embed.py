@@ -1,4 +1,4 @@
-"""Features of a user's own files: mode `embed`, paths and arrays of every kind, the tutorial's recipes as printed."""
+"""Features of a user's own files: mode `embed`, paths and arrays of every kind, and the README's recipes as printed."""
 
 import contextlib
 import io
@@ -22,7 +22,7 @@ from hybrid_jax.inference import load as loading
 from hybrid_jax.inference import model as model_lib
 from hybrid_jax.models import hybrid
 
-TUTORIAL = (pathlib.Path(__file__).parents[2] / "docs" / "tutorials" / "restore_and_embed.md").read_text()
+README = (pathlib.Path(__file__).parent.parent.parent / "README.md").read_text()
 SIDE = 32
 
 
@@ -85,8 +85,8 @@ def in_home(home, model, monkeypatch):
 
 
 def recipe(word):
-    """Runs the tutorial's block of Python in which a word occurs, as printed; returns its printed lines in columns."""
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", TUTORIAL, re.S) if word in block)
+    """Runs the README's block of Python in which a word occurs, as printed; returns its printed lines in columns."""
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.S) if word in block)
     assert len([line for line in code.splitlines() if line]) < 15
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(code, {})
