@@ -61,6 +61,7 @@ setup(
             "transformers==5.23.0",
         ],
         "dev": [*TEST, "mypy>=1.18", "ruff>=0.14"],
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"],
         "tensorboard": ["tensorboardX>=2.6.2"],
         "wandb": ["wandb>=0.19"],
         "tensorflow": ["tensorflow-cpu>=2.20"],
