@@ -3,8 +3,9 @@
 Dimensions: B global batch, M microbatches, N patches, S tokens per patch, Q kept patches of a view.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -22,6 +23,52 @@ from hybrid_jax.models.transformer import cast_block_kernels
 from hybrid_jax.train_state import TrainState, abstract_state, cached_by_config, state_sharding
 
 Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What a step makes of its images, and what it minimises; read from the config once.
+
+    Attributes:
+      model: with the branches whose weight is above 0.
+      likelihood_images: on how many images of a batch the likelihood is computed.
+      recipes: of the two views.
+      view_keep: share of a view's patches that the encoder gets.
+      contrastive: one of `losses.CONTRASTIVE`.
+      temperature: of the contrastive loss.
+      weights: {loss: its weight}.
+      microbatches: passes that a batch is cut into.
+      devices: that share a batch.
+    """
+
+    model: hybrid.HybridModel
+    likelihood_images: int
+    recipes: Sequence[augment.Recipe]
+    view_keep: float
+    contrastive: losses.ContrastiveObjective
+    temperature: float
+    weights: Mapping[str, float]
+    microbatches: int
+    devices: int
+
+    @classmethod
+    def from_config(cls, config, model: hybrid.HybridModel | None = None, devices: int = 1) -> "Objective":
+        """Returns the objective of a resolved config; without a model that of one device."""
+        objective = config.objective
+        return cls(
+            model=model or hybrid.build_model(config),
+            likelihood_images=config_lib.likelihood_batch(config),
+            recipes=augment.recipes_from_config(config.augment),
+            view_keep=config.augment.view_keep,
+            contrastive=losses.CONTRASTIVE[objective.contrastive],
+            temperature=objective.temperature,
+            weights={
+                "generative_loss": objective.generative_weight,
+                "contrastive_loss": objective.contrastive_weight,
+            },
+            microbatches=config.train.microbatches,
+            devices=devices,
+        )
 
 
 class Batch(flax.struct.PyTreeNode):
@@ -43,18 +90,17 @@ def step_key(seed: int | jax.Array, step: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step)
 
 
-def make_batch(config, model: hybrid.HybridModel, key: jax.Array, images: jax.Array, palette) -> Batch:
+def make_batch(objective: Objective, key: jax.Array, images: jax.Array, palette) -> Batch:
     """Images (B, H, W, C) uint8 -> the tokens both losses read. The likelihood sees images as they are."""
-    spec = model.spec
+    model = objective.model
     likelihood = views = keep = None
     if model.generative:
-        chosen = evenly_spaced(images, config_lib.likelihood_batch(config))
-        likelihood = model.constrain(tokens.encode(chosen, spec, palette))
+        chosen = evenly_spaced(images, objective.likelihood_images)
+        likelihood = model.constrain(tokens.encode(chosen, model.spec, palette))
     if model.contrastive:
-        recipes = augment.recipes_from_config(config.augment)
         pairs = [
-            _make_view(config, spec, jax.random.fold_in(key, view), images, recipe, palette)
-            for view, recipe in enumerate(recipes)
+            _make_view(objective, jax.random.fold_in(key, view), images, recipe, palette)
+            for view, recipe in enumerate(objective.recipes)
         ]
         # Axis 1 is the view; a batch axis in front keeps both views of an image on its device.
         views, keep = jax.tree.map(lambda *pair: model.constrain(jnp.stack(pair, axis=1)), *pairs)
@@ -73,11 +119,12 @@ def evenly_spaced(images: jax.Array, count: int) -> jax.Array:
     return chosen.reshape(count, *images.shape[1:])
 
 
-def _make_view(config, spec, key: jax.Array, images: jax.Array, recipe, palette):
+def _make_view(objective: Objective, key: jax.Array, images: jax.Array, recipe: augment.Recipe, palette):
     """One augmented view: (B, Q, S) tokens of the patches it keeps, and (B, Q) which those are, or None."""
+    spec = objective.model.spec
     view_key, keep_key = jax.random.split(key)
     patches = tokens.encode(augment.augment(view_key, images, recipe), spec, palette)
-    kept = augment.keep_patches(keep_key, len(images), spec.num_patches, config.augment.view_keep)
+    kept = augment.keep_patches(keep_key, len(images), spec.num_patches, objective.view_keep)
     return (patches if kept is None else jnp.take_along_axis(patches, kept[..., None], 1)), kept
 
 
@@ -101,35 +148,32 @@ def generative_loss(log_prob: jax.Array) -> jax.Array:
     return -jnp.mean(jnp.mean(log_prob, axis=(1, 2)))
 
 
-def contrastive_loss(config, embeddings: jax.Array, devices: int = 1) -> tuple[jax.Array, jax.Array]:
+def contrastive_loss(objective: Objective, embeddings: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(B, 2, E) -> () mean loss over the 2B anchors and () share of anchors that find their positive."""
-    objective = losses.CONTRASTIVE[config.objective.contrastive]
-    values, hits = objective(embeddings[:, 0], embeddings[:, 1], config.objective.temperature, devices=devices)
+    views = embeddings[:, 0], embeddings[:, 1]
+    values, hits = objective.contrastive(*views, objective.temperature, devices=objective.devices)
     return jnp.mean(values), jnp.mean(hits)
 
 
-def weighted_loss(config, parts: Metrics) -> jax.Array:
+def weighted_loss(objective: Objective, parts: Metrics) -> jax.Array:
     """generative_weight * generative_loss + contrastive_weight * contrastive_loss, of the losses that `parts` holds."""
-    objective = config.objective
-    weights = {"generative_loss": objective.generative_weight, "contrastive_loss": objective.contrastive_weight}
-    return sum((weights[name] * parts[name] for name in weights if name in parts), jnp.zeros(()))
+    weighted = (weight * parts[name] for name, weight in objective.weights.items() if name in parts)
+    return sum(weighted, jnp.zeros(()))
 
 
-def loss_fn(
-    params, config, model: hybrid.HybridModel, batch: Batch, palette, devices: int = 1
-) -> tuple[jax.Array, Metrics]:
+def loss_fn(params, objective: Objective, batch: Batch, palette) -> tuple[jax.Array, Metrics]:
     """Returns the weighted loss of a batch and, by name, the losses of the branches that exist."""
     parts: Metrics = {}
-    log_prob, embeddings = forward(model, params, batch, palette)
+    log_prob, embeddings = forward(objective.model, params, batch, palette)
     if log_prob is not None:
         parts["generative_loss"] = generative_loss(log_prob)
     if embeddings is not None:
-        parts["contrastive_loss"], parts["contrastive_accuracy"] = contrastive_loss(config, embeddings, devices)
-    loss = weighted_loss(config, parts)
+        parts["contrastive_loss"], parts["contrastive_accuracy"] = contrastive_loss(objective, embeddings)
+    loss = weighted_loss(objective, parts)
     return loss, parts | {"loss": loss}
 
 
-def accumulated_gradients(params, config, model: hybrid.HybridModel, batch: Batch, palette, devices: int = 1):
+def accumulated_gradients(params, objective: Objective, batch: Batch, palette) -> tuple[Any, Metrics]:
     """Gradient of `loss_fn` in M passes over B/M images, with the contrastive batch whole.
 
     All embeddings first, without gradients; then the loss's gradient by embedding; then each pass again,
@@ -138,7 +182,7 @@ def accumulated_gradients(params, config, model: hybrid.HybridModel, batch: Batc
     Returns:
       (gradients, metrics), equal to one pass up to rounding.
     """
-    pieces = config.train.microbatches
+    model, pieces = objective.model, objective.microbatches
     # Strided pieces: each holds rows of every device.
     cut = jax.tree.map(lambda x: x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1), batch)
     metrics: Metrics = {}
@@ -147,7 +191,7 @@ def accumulated_gradients(params, config, model: hybrid.HybridModel, batch: Batc
         views = cut.replace(likelihood=None)
         embedded = jax.lax.map(lambda piece: forward(model, params, piece, palette)[1], views)
         whole = embedded.swapaxes(0, 1).reshape(-1, *embedded.shape[2:])
-        loss = lambda z: contrastive_loss(config, z, devices)
+        loss = lambda z: contrastive_loss(objective, z)
         (value, accuracy), pull = jax.value_and_grad(loss, has_aux=True)(whole)
         metrics |= {"contrastive_loss": value, "contrastive_accuracy": accuracy}
         pull = pull.reshape(-1, pieces, *pull.shape[1:]).swapaxes(0, 1)
@@ -160,7 +204,7 @@ def accumulated_gradients(params, config, model: hybrid.HybridModel, batch: Batc
             parts["generative_loss"] = generative_loss(log_prob) / pieces
         if embedded is not None:
             parts["contrastive_loss"] = jnp.sum(embedded * pull)
-        return weighted_loss(config, parts), parts.get("generative_loss", jnp.zeros(()))
+        return weighted_loss(objective, parts), parts.get("generative_loss", jnp.zeros(()))
 
     def add(carry, piece_and_pull):
         gradients, nll = jax.grad(share, has_aux=True)(params, *piece_and_pull)
@@ -170,20 +214,21 @@ def accumulated_gradients(params, config, model: hybrid.HybridModel, batch: Batc
     (gradients, nll), _ = jax.lax.scan(add, zero, (cut, pull))
     if model.generative:
         metrics["generative_loss"] = nll
-    return gradients, metrics | {"loss": weighted_loss(config, metrics)}
+    return gradients, metrics | {"loss": weighted_loss(objective, metrics)}
 
 
-def moving_average(config, ema, params, step: jax.Array):
+def moving_average(decay: float, ema, params, step: jax.Array):
     """Polyak average with the warm-up of TensorFlow's ExponentialMovingAverage: min(decay, (1+t)/(10+t))."""
     if ema is None:
         return None
-    decay = jnp.minimum(config.train.ema_decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
+    rate = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda e, p: rate * e + (1 - rate) * p, ema, params)
 
 
-def _model_on(config, mesh: Mesh) -> hybrid.HybridModel:
+def _objective_on(config, mesh: Mesh) -> Objective:
     attend = attention.choose(config.model.attention, mesh)
-    return hybrid.build_model(config, sharding.constrain_batch(mesh), attend)
+    model = hybrid.build_model(config, sharding.constrain_batch(mesh), attend)
+    return Objective.from_config(config, model, mesh.size)
 
 
 @cached_by_config
@@ -194,13 +239,13 @@ def make_train_step(config, mesh: Mesh) -> Callable[[TrainState, jax.Array], tup
     `generative_loss`, `contrastive_loss`, `contrastive_accuracy` (of the branches that exist),
     `learning_rate`, `grad_norm` (before clipping), `param_norm`, `update_norm`.
     """
-    model = _model_on(config, mesh)
+    objective, train = _objective_on(config, mesh), config.train
     optimizer, schedule = optim.make_optimizer(config), optim.learning_rate_schedule(config)
+    compute = jax.grad(loss_fn, has_aux=True) if objective.microbatches == 1 else accumulated_gradients
 
     def train_step(state: TrainState, images: jax.Array) -> tuple[TrainState, Metrics]:
-        batch = make_batch(config, model, step_key(state.seed, state.step), images, state.palette)
-        compute = jax.grad(loss_fn, has_aux=True) if config.train.microbatches == 1 else accumulated_gradients
-        gradients, metrics = compute(state.params, config, model, batch, state.palette, mesh.size)
+        batch = make_batch(objective, step_key(state.seed, state.step), images, state.palette)
+        gradients, metrics = compute(state.params, objective, batch, state.palette)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics |= {
@@ -209,10 +254,10 @@ def make_train_step(config, mesh: Mesh) -> Callable[[TrainState, jax.Array], tup
             "param_norm": optax.tree.norm(params),
             "update_norm": optax.tree.norm(updates),
         }
-        if config.train.skip_nonfinite > 0:
+        if train.skip_nonfinite > 0:
             metrics["skipped_updates"] = opt_state.total_notfinite.astype(jnp.float32)
             metrics["skipped_in_a_row"] = opt_state.notfinite_count.astype(jnp.float32)
-        ema = moving_average(config, state.ema_params, params, state.step)
+        ema = moving_average(train.ema_decay, state.ema_params, params, state.step)
         return TrainState(state.step + 1, params, ema, opt_state, state.palette, state.seed), metrics
 
     return _jit(train_step, config, mesh, donate=True)
@@ -231,13 +276,13 @@ def make_gradient_comparison(config, mesh: Mesh) -> Callable[[TrainState, jax.Ar
     `encoder_gradient_norm_generative` and `.._contrastive` are norms of the weighted losses' gradients on the
     encoder's parameters, `encoder_gradient_cosine` the cosine between them; on the batch the next step sees.
     """
-    model = _model_on(config, mesh)
+    objective = _objective_on(config, mesh)
 
     def compare(state: TrainState, images: jax.Array) -> Metrics:
-        batch = make_batch(config, model, step_key(state.seed, state.step), images, state.palette)
+        batch = make_batch(objective, step_key(state.seed, state.step), images, state.palette)
 
         def loss(encoder, part: Batch) -> jax.Array:
-            return loss_fn(state.params | {"encoder": encoder}, config, model, part, state.palette, mesh.size)[0]
+            return loss_fn(state.params | {"encoder": encoder}, objective, part, state.palette)[0]
 
         parts = batch.replace(views=None, keep=None), batch.replace(likelihood=None)
         one, two = (jax.grad(loss)(state.params["encoder"], part) for part in parts)
