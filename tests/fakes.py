@@ -1,14 +1,20 @@
 """Small data sets and models that several tests share: real 8x8 digits, features that are known, random parameters."""
 
+import contextlib
 import json
+import re
+import signal
 from types import SimpleNamespace
 
 import jax
 import numpy as np
+import pytest
 import tiny
 from sklearn.datasets import load_digits
 
+from hybrid_jax import sharding, train
 from hybrid_jax.config import default_config
+from hybrid_jax.errors import Preempted
 from hybrid_jax.inference.model import Model
 from hybrid_jax.metrics import results_path
 from hybrid_jax.models import hybrid
@@ -86,3 +92,26 @@ def evaluated(workdir, step, value, metric="knn_accuracy", test=0.0):
     path = results_path(workdir, step)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows))
+
+
+@contextlib.contextmanager
+def on_devices(count=1, fsdp=1):
+    """Training inside takes the first of the fake devices instead of all."""
+    shape, axes = (count // fsdp, fsdp), ("data", "fsdp")
+    types = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.make_mesh(shape, axes, axis_types=types, devices=jax.devices()[:count])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda config, *_: mesh)
+        yield mesh
+
+
+def interrupt_after(config, workdir, steps, log=lambda line: None, **more):
+    """Trains for `steps` steps, as a run that is asked to stop during the last of them; each step must be logged."""
+
+    def stop(line):
+        log(line)
+        if re.match(rf"step +{steps - 1}/", line):
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Preempted, match=r"same command continues"):
+        train.train_and_evaluate(config, workdir, stop, **more)

@@ -87,6 +87,36 @@ def test_a_started_run_may_change_how_it_is_run_but_not_what_it_computes():
         assert config_lib.contradictions(old, new) == [f"config.{name}={value!r}: the workdir was trained with {was!r}"]
 
 
+# {fields: words of the line}: the field, its value, what is allowed.
+REFUSED = {
+    ("data.image_size", (8, 8, 8)): ["data.image_size", "(8, 8, 8)", "2 whole numbers"],
+    ("model.patch_size", 3): ["model.patch_size=3", "1, 2, 4, 8"],
+    ("model.num_heads", 3): ["model.num_heads=3", "model.width=16"],
+    ("model.token_kind", "colour"): ["model.token_kind='colour'", "intensity, palette"],
+    ("model.view_attention", "causal"): ["augment.view_keep=0.5", "must be 1"],
+    ("model.encoder_layers", 0): ["model.encoder_layers=0", "at least 1"],
+    ("train.batch_size", 0): ["train.batch_size=0", "at least 1"],
+    ("train.microbatches", 3): ["train.microbatches=3", "train.batch_size=16"],
+    ("optimizer.learning_rate", -1.0): ["learning_rate=-1", "at least 0"],
+    ("objective.temperature", float("nan")): ["objective.temperature=nan", "above 0"],
+}
+
+
+@pytest.mark.parametrize(("field", "words"), REFUSED.items(), ids=lambda x: x[0])
+def test_a_value_that_cannot_be_is_refused_in_one_line(tiny_config, field, words):
+    config = tiny_config()
+    config.update_from_flattened_dict(dict([field]))
+    with pytest.raises(UserError) as refused:
+        config_lib.validate(config)
+    assert "\n" not in str(refused.value) and all(word in str(refused.value) for word in words)
+
+
+def test_one_of_the_two_losses_must_weigh_something(tiny_config):
+    config = tiny_config(objective__generative_weight=0.0, objective__contrastive_weight=0.0)
+    with pytest.raises(UserError, match=r"generative_weight=0: .* above 0"):
+        config_lib.validate(config)
+
+
 def test_validate_wants_every_field():
     with pytest.raises(UserError, match="missing"):
         config_lib.validate(ml_collections.ConfigDict({"seed": 0}))

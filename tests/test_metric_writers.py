@@ -1,17 +1,16 @@
 """metrics.jsonl, TensorBoard and Weights & Biases: a resumed run continues the same curves."""
 
 import json
-import signal
 import struct
 import sys
 
 import numpy as np
 import pytest
+from fakes import evaluated, interrupt_after
 from tensorboardX.proto.event_pb2 import Event
 
 from hybrid_jax import metric_writers, train
-from hybrid_jax.errors import Preempted, UserError
-from hybrid_jax.metrics import results_path
+from hybrid_jax.errors import UserError
 
 
 def events(workdir):
@@ -35,11 +34,6 @@ def curves(workdir):
         for value in event.summary.value:
             shown.setdefault(value.tag, []).append((event.step, value.simple_value))
     return {tag: points for tag, points in shown.items() if points}
-
-
-def evaluated(workdir, step, value):
-    results_path(workdir, step).parent.mkdir(exist_ok=True)
-    results_path(workdir, step).write_text(json.dumps([{"metric": "knn_accuracy", "split": "test", "value": value}]))
 
 
 def test_a_resumed_writer_drops_what_came_after_its_step(tmp_path):
@@ -66,7 +60,7 @@ def test_tensorboard_has_each_point_once_however_often_a_run_is_killed_and_whate
         for step in steps:
             writer.write(step, {"loss": float(step)})
         for step in (*shown, *killed):
-            evaluated(tmp_path, step, step / 8)
+            evaluated(tmp_path, step, 0.0, test=step / 8)
             if step in shown:
                 writer.scalars(step, {"knn_accuracy": step / 8})
         writer.close()
@@ -154,16 +148,10 @@ def test_without_wandb_one_line_has_the_command(tmp_path, tiny_config, monkeypat
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_has_the_curves_of_one_that_was_not(tmp_path, tiny_config, mesh_of, monkeypatch):
-    monkeypatch.setattr("hybrid_jax.sharding.make_mesh", lambda config: mesh_of(1))
+def test_an_interrupted_run_has_the_curves_of_one_that_was_not(tmp_path, tiny_config, one_device):
     config = tiny_config(eval__every_steps=4, eval__evaluators=("likelihood",), log__every_steps=1)
 
-    def stop(line):
-        if line.startswith("step  3/"):
-            signal.raise_signal(signal.SIGTERM)
-
-    with pytest.raises(Preempted):
-        train.train_and_evaluate(config, tmp_path / "parts", stop)
+    interrupt_after(config, tmp_path / "parts", 4)
     for name in ("parts", "whole"):
         train.train_and_evaluate(config, tmp_path / name, lambda line: None)
     parts, whole = (curves(tmp_path / name) for name in ("parts", "whole"))

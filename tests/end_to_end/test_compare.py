@@ -6,10 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
+import tiny
+from fakes import on_devices
 
 from hybrid_jax.comparison.run import compare
 from hybrid_jax.errors import UserError
-from tests import tiny
 
 ARMS = "generative,contrastive,hybrid"
 
@@ -27,7 +28,8 @@ def small(**changed):
 
 def run(workdir: pathlib.Path, seeds: str = "0", **changed) -> tuple[dict, list[str]]:
     lines: list[str] = []
-    return compare(small(**changed), workdir, seeds, ARMS, lines.append), lines
+    with on_devices(1):
+        return compare(small(**changed), workdir, seeds, ARMS, lines.append), lines
 
 
 @pytest.fixture(scope="module")

@@ -9,26 +9,33 @@ import jax
 import numpy as np
 import photographs
 import pytest
+from fakes import untrained
 
 import hybrid_jax
-from hybrid_jax import train
+from hybrid_jax import evaluators, train
+from hybrid_jax.data import sources
 from hybrid_jax.errors import UserError
 from hybrid_jax.evaluate import evaluate_workdir
 
 
 @pytest.fixture
-def photo_run(tmp_path, tiny_config, mesh_of, monkeypatch):
-    """Returns run(name, **overrides): trains in tmp_path/name on tiles in tmp_path/photos; returns metrics, log."""
-    monkeypatch.setattr("hybrid_jax.sharding.make_mesh", lambda config: mesh_of(1))
+def photo_config(tmp_path, tiny_config):
+    """Returns make(**overrides): a config for tiles in tmp_path/photos."""
     fields = {
         "data__name": "folder", "data__path": str(tmp_path / "photos"), "data__cache": str(tmp_path / "cache"),
         "data__image_size": (16, 16), "data__channels": 3, "model__patch_size": 8, "augment__recipe": "crop_flip",
         "eval__every_steps": 0, "eval__evaluators": ("knn", "likelihood"), "eval__knn__k": 5,
     }  # fmt: skip
+    return lambda **overrides: tiny_config(**fields | overrides)
+
+
+@pytest.fixture
+def photo_run(tmp_path, photo_config, one_device):
+    """Returns run(name, **overrides): trains in tmp_path/name; returns metrics, log."""
 
     def run(name="run", **overrides):
         lines = []
-        return train.train_and_evaluate(tiny_config(**fields | overrides), tmp_path / name, lines.append), lines
+        return train.train_and_evaluate(photo_config(**overrides), tmp_path / name, lines.append), lines
 
     return run
 
@@ -85,7 +92,7 @@ def test_damage_of_cached_images_is_told_and_the_last_checkpoint_kept(photo_run,
     assert hybrid_jax.load(tmp_path / "run").step == 10
 
 
-def test_probes_learn_from_the_labelled_split(photo_run, tmp_path):
+def test_probes_learn_from_the_labelled_split(photo_config, tmp_path):
     photographs.write(tmp_path / "tiles", 32, 48)
     for name in ("china", "flower"):
         files = sorted((tmp_path / "tiles" / name).iterdir())
@@ -93,6 +100,8 @@ def test_probes_learn_from_the_labelled_split(photo_run, tmp_path):
             (tmp_path / "photos" / split).mkdir(parents=True, exist_ok=True)
             for file in part:
                 file.rename(tmp_path / "photos" / split / f"{name}-{file.name}")
-    results, lines = photo_run(data__labelled_split="labelled", data__validation_split="20%")
-    assert "  labelled_validation split: seeded 20 % of labelled, 12 images" in lines
-    assert results["knn_accuracy"] > 0.6
+    config = photo_config(data__labelled_split="labelled", data__validation_split="20%", eval__evaluators=("knn",))
+    data = sources.load(config)
+    assert "labelled_validation split: seeded 20 % of labelled, 12 images" in data.notes
+    test, validation = evaluators.evaluate(untrained(config), data.for_evaluation(1000).in_memory(), config)
+    assert (test["n"], test["n_train"], validation["n"]) == (40, 48, 12) and test["value"] > 0.6

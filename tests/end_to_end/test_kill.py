@@ -6,7 +6,7 @@ import pytest
 
 @pytest.mark.parametrize("kills, most_saves, flags", [
     # Ten steps, as in other tests, so that the compiled step is found in the cache.
-    pytest.param(3, 1, ["--config.checkpoint.every_steps=1", "--config.log.every_steps=2"], id="3"),
+    pytest.param(2, 1, ["--config.checkpoint.every_steps=1", "--config.log.every_steps=2"], id="2"),
     pytest.param(60, 4, [
         "--config.checkpoint.every_steps=5", "--config.log.every_steps=7", "--config.train.total_steps=1800",
         "--config.train.ema_decay=0.9",

@@ -14,16 +14,24 @@ import time
 import jax
 import numpy as np
 import pytest
+import tiny
+from fakes import interrupt_after
 
 import hybrid_jax
 from hybrid_jax import metrics, train
-from hybrid_jax.errors import Preempted
 from hybrid_jax.storage import checkpoint
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 GONE = 15  # seconds
-# Views of dropped patches only: processes other than the first compile anew each time, and augmentations are much code.
-FEW = ["--config.train.total_steps=100000", "--config.log.every_steps=1", "--config.augment.recipe=none"]
+# Processes other than the first compile anew each time: no augmentations, and one token a patch.
+SMALL = {
+    "augment.recipe": "none",
+    "model.patch_size": 1,
+    "model.levels": 16,
+    "train.total_steps": 100_000,
+    "log.every_steps": 1,
+}
+FEW = [f"--config.{name}={value}" for name, value in SMALL.items()]
 
 
 class Run:
@@ -102,17 +110,6 @@ def start():
         process.wait()
 
 
-def stop_in_step(config, workdir, step):
-    """Trains in this process until `step` is saved, as a run that is asked to stop then."""
-
-    def stop(line):
-        if line.startswith(f"step {step - 1:>6}/"):
-            signal.raise_signal(signal.SIGTERM)
-
-    with pytest.raises(Preempted):
-        train.train_and_evaluate(config, workdir, stop)
-
-
 def params_of(workdir):
     return jax.tree.leaves(jax.device_get(hybrid_jax.load(workdir).params))
 
@@ -122,9 +119,7 @@ def assert_close(one, two):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_two_processes_train_as_one_stop_together_and_notice_a_death(
-    start, tiny_config, mesh_of, tmp_path, monkeypatch
-):
+def test_two_processes_train_as_one_stop_together_and_notice_a_death(start, use_mesh, tmp_path):
     workdir = tmp_path / "run"
     evaluate = ["--config.eval.every_steps=6", "--config.eval.evaluators=('knn',)"]
     run = start(workdir, 2, 2, *FEW, *evaluate, "--config.checkpoint.every_steps=100000")
@@ -140,14 +135,13 @@ def test_two_processes_train_as_one_stop_together_and_notice_a_death(
     assert checkpoint.Checkpoints(workdir).steps()[-1] == stopped
     rows = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, stopped + 1))
-    # Its parameters are those of one process with as many devices.
-    config = tiny_config(train__total_steps=100_000, log__every_steps=1, augment__recipe="none")
-    monkeypatch.setattr("hybrid_jax.sharding.make_mesh", lambda config: mesh_of(4))
-    stop_in_step(config, tmp_path / "one", stopped)
+    # Its parameters are those of one process with as many devices, which continues it too.
+    config = tiny.get_config()
+    config.update_from_flattened_dict(SMALL)
+    use_mesh(4)
+    interrupt_after(config, tmp_path / "one", stopped)
     assert_close(params_of(workdir), params_of(tmp_path / "one"))
-    # One device continues it.
-    monkeypatch.setattr("hybrid_jax.sharding.make_mesh", lambda config: mesh_of(1))
-    stop_in_step(config, workdir, stopped + 3)
+    interrupt_after(config, workdir, stopped + 3)
     # And so do two processes that the script of launch/ starts; when one is killed, the other ends soon and says why.
     log = tmp_path / "log"
     with locally(workdir, log, *FEW) as script:
@@ -176,11 +170,11 @@ def test_a_process_that_hangs_ends_the_others(start, tmp_path, which, how):
 
 @pytest.mark.slow
 def test_four_processes_with_cut_parameters_and_damage_that_only_one_of_them_sees(
-    start, tiny_config, mesh_of, tmp_path, monkeypatch
+    start, tiny_config, use_mesh, tmp_path
 ):
     run = start(tmp_path / "four", 4, 1, "--config.mesh.fsdp=4")
     assert [code for code, _, _ in run.ends()] == [0] * 4
-    monkeypatch.setattr("hybrid_jax.sharding.make_mesh", lambda config: mesh_of(4, 4))
+    use_mesh(4, 4)
     train.train_and_evaluate(tiny_config(), tmp_path / "one")
     assert_close(params_of(tmp_path / "four"), params_of(tmp_path / "one"))
     for file in (tmp_path / "four" / "checkpoints" / "10" / "opt_state" / "ocdbt.process_1" / "d").iterdir():

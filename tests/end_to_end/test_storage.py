@@ -19,9 +19,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 MIB = 2**20
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch, mesh_of):
-    monkeypatch.setattr("hybrid_jax.sharding.make_mesh", lambda config: mesh_of(1))
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture

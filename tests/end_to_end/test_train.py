@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fakes import interrupt_after
 
 import hybrid_jax
 from hybrid_jax import evaluate, metrics, train
-from hybrid_jax.data import sources
 from hybrid_jax.errors import NonFiniteError, Preempted, UserError
 from hybrid_jax.evaluate import evaluate_workdir
 from hybrid_jax.inference import load as loading
 from hybrid_jax.storage import checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def final_params(workdir):
@@ -32,19 +34,13 @@ def quiet():
     return lines, lines.append
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch, mesh_of):
-    """Most of these tests need no more than one of the eight fake devices."""
-    monkeypatch.setattr("hybrid_jax.sharding.make_mesh", lambda config: mesh_of(1))
-
-
 # `.ci/run` runs it with the optimisations that the suite leaves out.
 @pytest.mark.slow
 def test_ten_steps_are_five_a_restore_and_five_more(tiny_config, tmp_path, quiet):
     lines, log = quiet
     config = tiny_config(train__ema_decay=0.9, log__every_steps=1, log__gradients=True)
     last = train.train_and_evaluate(config, tmp_path / "whole", log)
-    _interrupt_after(config, tmp_path / "parts", 5)
+    interrupt_after(config, tmp_path / "parts", 5)
     again = train.train_and_evaluate(config, tmp_path / "parts", log)
     assert "resuming from checkpoint 5" in lines
     assert_equal_to_the_bit(final_params(tmp_path / "whole"), final_params(tmp_path / "parts"))
@@ -57,20 +53,9 @@ def test_ten_steps_are_five_a_restore_and_five_more(tiny_config, tmp_path, quiet
     assert finished["loss"] == again["loss"]
 
 
-def _interrupt_after(config, workdir, steps):
-    """Trains for `steps` of the config's 10 steps, as a run that is asked to stop during the last of them."""
-
-    def stop(line):
-        if line.startswith(f"step {steps - 1:>2}/"):
-            signal.raise_signal(signal.SIGTERM)
-
-    with pytest.raises(Preempted, match=r"same command continues"):
-        train.train_and_evaluate(config, workdir, stop)
-
-
 def test_a_stop_request_saves_and_the_run_continues_bit_for_bit(tiny_config, tmp_path, quiet):
     config = tiny_config(checkpoint__every_steps=100, log__every_steps=2)
-    _interrupt_after(config, tmp_path / "stopped", 3)
+    interrupt_after(config, tmp_path / "stopped", 3)
     assert checkpoint.Checkpoints(tmp_path / "stopped").steps() == [3]
     train.train_and_evaluate(config, tmp_path / "stopped", quiet[1])
     train.train_and_evaluate(config, tmp_path / "whole", quiet[1])
@@ -78,12 +63,12 @@ def test_a_stop_request_saves_and_the_run_continues_bit_for_bit(tiny_config, tmp
 
 
 @pytest.mark.slow
-def test_another_number_of_devices_restores(tiny_config, mesh_of, tmp_path, quiet, monkeypatch):
+def test_another_number_of_devices_restores(tiny_config, tmp_path, quiet, use_mesh):
     lines, log = quiet
     config = tiny_config(log__every_steps=1)
-    monkeypatch.setattr("hybrid_jax.sharding.make_mesh", lambda config: mesh_of(8, 4))
-    _interrupt_after(config, tmp_path, 5)
-    monkeypatch.setattr("hybrid_jax.sharding.make_mesh", lambda config: mesh_of(2))
+    use_mesh(8, 4)
+    interrupt_after(config, tmp_path, 5)
+    use_mesh(2)
     last = train.train_and_evaluate(config, tmp_path, log)
     assert any(line.startswith("resuming from checkpoint") for line in lines)
     whole = train.train_and_evaluate(config, tmp_path / "whole", log)
@@ -107,21 +92,6 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(tiny_co
     assert any("damaged" in line and "10" in line for line in lines)
     assert "resuming from checkpoint 5" in lines
     assert_equal_to_the_bit(final_params(tmp_path), want)
-
-
-def test_an_empty_newest_checkpoint_is_damage_and_all_damaged_is_refused(tiny_config, tmp_path, quiet):
-    lines, log = quiet
-    config = tiny_config()
-    train.train_and_evaluate(config, tmp_path, log)
-    for step in ("5", "10"):
-        for file in (tmp_path / "checkpoints" / step).rglob("*"):
-            if file.is_file():
-                file.unlink()
-    for _ in range(2):
-        lines.clear()
-        with pytest.raises(UserError, match="damaged"):
-            train.train_and_evaluate(config, tmp_path, log)
-        assert sum("damaged" in line for line in lines) == 2
 
 
 def _poison(monkeypatch, at):
@@ -173,28 +143,22 @@ def test_a_run_that_saved_nothing_may_be_corrected(tiny_config, tmp_path, quiet)
 
 
 def test_another_config_or_other_data_is_refused_and_sets_nothing_aside(tiny_config, tmp_path, quiet, monkeypatch):
-    train.train_and_evaluate(tiny_config(train__total_steps=1), tmp_path, quiet[1])
+    config = tiny_config(log__every_steps=1)
+    interrupt_after(config, tmp_path, 3)
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match=r"model\.width=32"):
-        train.train_and_evaluate(tiny_config(train__total_steps=1, model__width=32), tmp_path, quiet[1])
-    load = sources.load
-    monkeypatch.setattr(
-        "hybrid_jax.data.sources.load", lambda config: dataclasses.replace(load(config), fingerprint="other")
-    )
-    with pytest.raises(UserError, match="not those the workdir was trained on"):
-        train.train_and_evaluate(tiny_config(train__total_steps=1), tmp_path, quiet[1])
-    with pytest.raises(UserError, match="not those the workdir was trained on"):
-        evaluate_workdir(tmp_path, None, None, quiet[1])
-    assert checkpoint.Checkpoints(tmp_path).steps() == [1]
-    monkeypatch.setattr("hybrid_jax.data.sources.load", load)
-    # A longer run is no other run.
-    train.train_and_evaluate(tiny_config(), tmp_path, quiet[1])
-    assert "resuming from checkpoint 1" in quiet[0] and hybrid_jax.load(tmp_path).step == 10
+        train.train_and_evaluate(tiny_config(model__width=32), tmp_path, quiet[1])
+    load = train.sources.load
+    monkeypatch.setattr(train.sources, "load", lambda config: dataclasses.replace(load(config), fingerprint="other"))
+    for again in (train.train_and_evaluate, lambda config, workdir, log: evaluate_workdir(workdir, None, None, log)):
+        with pytest.raises(UserError, match="not those the workdir was trained on"):
+            again(config, tmp_path, quiet[1])
+    assert checkpoint.Checkpoints(tmp_path).steps() == [3]
 
 
 def test_an_evaluation_that_a_stop_prevented_is_made_up_for(tiny_config, tmp_path, quiet):
     config = tiny_config(eval__every_steps=4, eval__evaluators=("likelihood",), log__every_steps=1)
-    _interrupt_after(config, tmp_path, 4)
+    interrupt_after(config, tmp_path, 4)
     assert not (tmp_path / "eval" / "4.json").exists()
     result = train.train_and_evaluate(config, tmp_path, quiet[1])
     assert sorted(p.name for p in (tmp_path / "eval").iterdir()) == ["10.json", "4.json", "8.json"]
@@ -217,20 +181,32 @@ def test_an_evaluation_is_left_at_once_and_made_again(tiny_config, tmp_path, qui
     assert (tmp_path / "eval" / "10.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [
-    pytest.param({"model__view_attention": "causal", "augment__view_keep": 1.0}, marks=pytest.mark.slow),
-    pytest.param(
-        {"model__dtype": "bfloat16", "model__scan_layers": True, "model__remat": True, "model__encoder_layers": 2},
-        marks=pytest.mark.slow,
-    ),
-    {"model__encoder_layers": 0, "objective__contrastive_weight": 0.0, "model__patch_size": 1,
-     "model__activation": "quick_gelu"},
+    {"model__view_attention": "causal", "augment__view_keep": 1.0},
+    {"model__dtype": "bfloat16", "model__scan_layers": True, "model__remat": True, "model__encoder_layers": 2},
 ])  # fmt: skip
-def test_other_shapes_of_the_model_train_load_and_embed(tiny_config, tmp_path, mesh_of, monkeypatch, quiet, settings):
-    monkeypatch.setattr("hybrid_jax.sharding.make_mesh", lambda config: mesh_of(4, 2))
+def test_other_shapes_of_the_model_train_load_and_embed(tiny_config, tmp_path, use_mesh, quiet, settings):
+    use_mesh(4, 2)
     last = train.train_and_evaluate(tiny_config(train__total_steps=2, **settings), tmp_path, quiet[1])
     assert np.isfinite(last["loss"])
     model = hybrid_jax.load(tmp_path)
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)).astype(np.uint8)
     assert model.embed(images).shape == (3, 16) and np.isfinite(model.log_prob(images)).all()
-    assert model.default_layer == ("encoder" if model.config.model.encoder_layers else "decoder/1")
+
+
+def test_a_run_like_image_gpt_fits_its_palette_stores_it_and_is_read_with_it(tiny_config, tmp_path, use_mesh, quiet):
+    # A look-up and a decoder, one token a patch.
+    use_mesh(4, 2)
+    config = tiny_config(
+        model__token_kind="palette", model__palette_size=8, model__encoder_layers=0, model__patch_size=1,
+        model__activation="quick_gelu", objective__contrastive_weight=0.0, train__total_steps=2,
+    )  # fmt: skip
+    assert np.isfinite(train.train_and_evaluate(config, tmp_path, quiet[1])["loss"])
+    assert any(line.startswith("palette: 8 colours") for line in quiet[0])
+    model = hybrid_jax.load(tmp_path)
+    assert model.palette.colours.shape == (8, 1) and model.default_layer == "decoder/1"
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)).astype(np.uint8)
+    assert model.embed(images).shape == (3, 16) and np.isfinite(model.log_prob(images)).all()
+    with pytest.raises(UserError, match="lossy"):
+        model.bits_per_dim(images)

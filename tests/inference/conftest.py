@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from fakes import on_devices
 
 import hybrid_jax
 from hybrid_jax import train_state
@@ -16,13 +17,8 @@ from hybrid_jax.storage.checkpoint import Checkpoints
 def workdir(tmp_path_factory):
     """Holds a checkpoint whose pixel head is no longer at zero, so that samples depend on what they know."""
     config = tiny.get_config()
-    state = train_state.init_state(
-        config,
-        jax.make_mesh(
-            (1, 1), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1]
-        ),
-        None,
-    )
+    with on_devices(1) as one:
+        state = train_state.init_state(config, one, None)
     rng = np.random.default_rng(0)
     shaken = jax.tree.map(lambda x: x + rng.normal(0, 0.3, x.shape).astype(np.float32), state.params)
     path = tmp_path_factory.mktemp("sample")

@@ -4,16 +4,16 @@ import contextlib
 import io
 import pathlib
 
-import jax
 import numpy as np
 import PIL.Image
 import printed
 import pytest
 import tiny
+from fakes import on_devices
 from sklearn.datasets import load_sample_images
 
 import hybrid_jax
-from hybrid_jax import sharding, train
+from hybrid_jax import train
 from hybrid_jax.data import sources
 from hybrid_jax.data.inputs import open_inputs
 from hybrid_jax.errors import UserError
@@ -21,11 +21,11 @@ from hybrid_jax.inference import embed
 from hybrid_jax.inference import load as loading
 from hybrid_jax.inference import model as model_lib
 
-SIDE = 32
+SIDE = 16
 
 
 def tiles_of(photograph):
-    """Returns the photograph cut into (n, 32, 32, 3)."""
+    """Returns the photograph cut into (n, SIDE, SIDE, 3)."""
     rows, columns = photograph.shape[0] // SIDE, photograph.shape[1] // SIDE
     cut = photograph[: rows * SIDE, : columns * SIDE].reshape(rows, SIDE, columns, SIDE, 3)
     return cut.swapaxes(1, 2).reshape(-1, SIDE, SIDE, 3)
@@ -54,10 +54,7 @@ def home(tiles, tmp_path_factory):
         "train.batch_size": 32, "train.total_steps": 40, "train.likelihood_fraction": 0.25,
         "optimizer.learning_rate": 0.006, "log.every_steps": 40, "checkpoint.every_steps": 40, "eval.batch_size": 128,
     })  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        one = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2,
-                            devices=jax.devices()[:1])  # fmt: skip
-        patch.setattr(sharding, "make_mesh", lambda config, *_: one)
+    with on_devices(1):
         train.train_and_evaluate(config, root / "runs" / "mine", lambda line: None)
     return root
 

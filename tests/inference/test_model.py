@@ -6,7 +6,6 @@ import pytest
 from fakes import untrained
 
 import hybrid_jax
-from hybrid_jax import train
 from hybrid_jax.data import decode
 from hybrid_jax.errors import UserError
 from hybrid_jax.inference import generation
@@ -34,17 +33,6 @@ def test_a_contrastive_checkpoint_has_no_likelihood_and_says_so(tiny_config, ima
     for ask in (lambda: model.log_prob(images), lambda: model.sample(0, 1)):
         with pytest.raises(UserError, match=r"no likelihood: it was trained with objective\.generative_weight=0"):
             ask()
-
-
-def test_a_palette_run_stores_its_palette(tiny_config, tmp_path, one_device):
-    config = tiny_config(model__token_kind="palette", model__palette_size=8, train__total_steps=1)
-    train.train_and_evaluate(config, tmp_path, lambda line: None)
-    model = hybrid_jax.load(tmp_path)
-    assert model.palette.colours.shape == (8, 1)
-    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1)).astype(np.uint8)
-    assert np.isfinite(model.log_prob(images)).all()
-    with pytest.raises(UserError, match="lossy"):
-        model.bits_per_dim(images)
 
 
 def test_the_causal_mask_gives_a_hybrid_the_features_of_its_likelihood_pass(model, images):
