@@ -18,6 +18,11 @@ def setup(config, seed=0):
     return model, params, coded
 
 
+def shapes_of(config):
+    """The parameters' shapes, without computing them."""
+    return jax.eval_shape(lambda: hybrid.init_params(hybrid.build_model(config), jax.random.key(0), None))
+
+
 def leaves(params):
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
@@ -58,9 +63,9 @@ def test_kept_patches_keep_their_own_positions(tiny_config):
     assert np.abs(moved - there).max() > 1e-3
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    ("layers", "looped", "mask"), [(0, False, "full"), (2, False, "full"), (2, True, "full"), (2, False, "causal")]
+    ("layers", "looped", "mask", "dtype"),
+    [(0, False, "full", "bfloat16"), (2, True, "full", "float32"), (2, False, "causal", "bfloat16")],
 )
 def test_one_pass_over_images_and_views_gives_what_two_passes_give(tiny_config, layers, looped, mask, dtype):
     fields = {"encoder_layers": layers, "scan_layers": looped, "remat": looped, "dtype": dtype, "view_attention": mask}
@@ -92,12 +97,13 @@ def test_keep_patches_draws_without_repetition(share, want):
 
 def test_scan_and_remat_change_no_value(tiny_config):
     model, params, coded = setup(tiny_config())
-    gradient = lambda m, p: jax.grad(lambda p: m.apply({"params": p}, coded, None, method="token_log_prob").mean())(p)
+    log_prob = lambda m, p: m.apply({"params": p}, coded, None, method="token_log_prob").mean()
+    gradient = jax.jit(jax.grad(log_prob, 1), static_argnums=0)
     # The output layer starts at zero, and with it every gradient behind it.
     params = jax.tree.map(lambda x: x + 0.02, params)
     want = gradient(model, params)
     remat = hybrid.build_model(tiny_config(model__remat=True))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), gradient(remat, params), want)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), gradient(remat, params), want)
 
     def stack(tree):
         if isinstance(tree, dict) and "block_1" in tree:
@@ -105,9 +111,9 @@ def test_scan_and_remat_change_no_value(tiny_config):
             return {"blocks": jax.tree.map(lambda *x: jnp.stack(x), *blocks)}
         return {k: stack(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
 
-    scanned = hybrid.build_model(tiny_config(model__scan_layers=True, model__remat=True))
-    shapes = jax.eval_shape(lambda: hybrid.init_params(scanned, jax.random.key(0), None))
-    assert jax.tree.map(jnp.shape, stack(params)) == jax.tree.map(lambda x: x.shape, shapes)
+    config = tiny_config(model__scan_layers=True, model__remat=True)
+    scanned = hybrid.build_model(config)
+    assert jax.tree.map(jnp.shape, stack(params)) == jax.tree.map(lambda x: x.shape, shapes_of(config))
     got = gradient(scanned, stack(params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, stack(want))
     names = lambda m, p: m.apply({"params": p}, coded, None, method="features")
@@ -128,8 +134,8 @@ def test_bfloat16_keeps_parameters_and_likelihood_in_float32(tiny_config):
 
 
 def test_the_skip_carries_pixels_past_the_features(tiny_config):
-    with_skip = leaves(setup(tiny_config())[1])
-    without = leaves(setup(tiny_config(model__decoder_skip=False))[1])
+    with_skip = leaves(shapes_of(tiny_config()))
+    without = leaves(shapes_of(tiny_config(model__decoder_skip=False)))
     assert {n for n in with_skip if n not in without} == {"['decoder']['skip']['kernel']"}
 
 
@@ -140,7 +146,7 @@ def test_without_encoder_layers_the_model_is_a_look_up_and_a_decoder(tiny_config
         model__activation="quick_gelu",
         objective__contrastive_weight=0.0,
     )
-    _, params, _ = setup(config)
+    params = shapes_of(config)
     assert set(leaves(params["encoder"])) == {"['patch_embedding']['table']['embedding']"}
     assert params["decoder"]["positions"].shape == (64, 16)
     assert set(params["head"]) == {"logits"} and set(params["head"]["logits"]) == {"kernel"}
