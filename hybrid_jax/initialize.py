@@ -1,6 +1,7 @@
-"""Where a run starts: what it holds from then on, and the state of its first step.
+"""Start of a run: checks, open resources, and the initial state (resumed, forked or fresh).
 
-A fork is a new run from the parameters of another, `--fork_from=DIR[@step]`; `fork.json` in its workdir says which.
+A fork is a new run initialised with parameters of another, `--fork_from=DIR[@step]`; `fork.json` in its workdir
+records which.
 """
 
 import contextlib
@@ -35,24 +36,24 @@ from hybrid_jax.storage.files import writable, write_whole
 from hybrid_jax.train_state import TrainState
 
 Log = Callable[[str], None]
-# What a token's number means is learnt here; elsewhere only what its colours are.
+# These parameters depend on token indices; all others only on dequantised values.
 _OF_VOCABULARY = ("head/", "encoder/patch_embedding/table/")
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a training run holds from its start to its end.
+    """Resources of a training run.
 
     Attributes:
-      config: resolved and validated.
-      workdir: its folder, which no other run writes to meanwhile.
-      mesh: of all devices.
+      config: the resolved, validated config.
+      workdir: folder of the run, locked against other runs.
+      mesh: mesh of all devices.
       spec: how images become tokens.
-      data: its splits.
-      checkpoints: of the workdir.
+      data: the splits.
+      checkpoints: checkpoints in the workdir.
       stops: requests to stop.
-      fork_from: `DIR[@step]`, where a new run takes parameters from; else None.
-      log: takes lines for the user; of several processes the first prints them.
+      fork_from: `DIR[@step]` of the run that initialises the parameters, or None.
+      log: function that prints a line, on the first process only.
     """
 
     config: ml_collections.ConfigDict
@@ -67,10 +68,10 @@ class Run:
 
 
 def open_run(config, workdir: str | os.PathLike, fork_from: str | None, log: Log, stack: contextlib.ExitStack) -> Run:
-    """Checks the config against data and devices, takes the workdir, and opens what the run holds until `stack` ends.
+    """Checks the config against data and devices, locks the workdir, and opens resources that `stack` closes.
 
     Raises:
-      UserError: a mistake in the config, the data or the workdir; nothing was written then but an empty workdir.
+      UserError: the config, the data or the workdir is invalid; at most an empty workdir was created.
     """
     config_lib.validate(config)
     best_checkpoint.check(config)
@@ -95,11 +96,11 @@ def open_run(config, workdir: str | os.PathLike, fork_from: str | None, log: Log
 
 
 def starting_state(run: Run) -> tuple[TrainState, int]:
-    """Returns the state and the steps it has behind it; of these cases the first that applies.
+    """Returns the initial state and its step, by the first case that applies.
 
-    1. The workdir's newest undamaged checkpoint.
-    2. With `fork_from`, every parameter that another run's checkpoint has too, before the first step.
-    3. Fresh parameters, before the first step.
+    1. Resume: the newest intact checkpoint of the workdir.
+    2. Fork (`fork_from`): step 0, with all parameters that match those of another run's checkpoint.
+    3. Fresh parameters at step 0.
 
     Raises:
       UserError: the checkpoint contradicts the config or the data, or there is nothing to fork.
@@ -127,16 +128,16 @@ def _resumed(run: Run) -> tuple[TrainState, int] | None:
     run.log(f"resuming from checkpoint {meta['step']}")
     if run.fork_from:
         before = _origin(run.workdir).get("fork_from")
-        began = f"began as a fork of {before}" if before else "did not begin as a fork"
-        run.log(f"--fork_from={run.fork_from}: ignored, this run has a checkpoint of its own ({began})")
+        began = f"forked from {before}" if before else "not a fork"
+        run.log(f"--fork_from={run.fork_from}: ignored, this run already has a checkpoint ({began})")
     return state, meta["step"]
 
 
 def forked_state(run: Run) -> tuple[TrainState, int] | None:
-    """Takes what agrees in path and shape (and, where it depends on the tokens, in what they mean).
+    """Copies parameters with equal path and shape; those that depend on token indices only if both runs' tokens agree.
 
-    It is taken from the moving average where the other run keeps one; anything else, and the optimizer, begins afresh.
-    A run that saved nothing begins again from the step that `fork.json` names.
+    They come from the moving average if the other run keeps one; the rest, and the optimizer state, are fresh.
+    A fork stopped before its first checkpoint starts again from the step in `fork.json`.
     """
     if not run.fork_from:
         return None
@@ -148,7 +149,7 @@ def forked_state(run: Run) -> tuple[TrainState, int] | None:
     fits = lambda name: same_tokens or not name.startswith(_OF_VOCABULARY)
     taken = {name for name, x in new.items() if name in old and old[name].shape == x.shape and fits(name)}
     if not taken:
-        raise UserError(f"--fork_from={run.fork_from}: has no parameter in common with this config's model")
+        raise UserError(f"--fork_from={run.fork_from}: has no parameter in common with the model of this config")
     merged = jax.tree.unflatten(jax.tree.structure(state.params), [old[n] if n in taken else x for n, x in new.items()])
     average = None if state.ema_params is None else _copy(merged)
     run.log(_told(run.fork_from, step, part, taken, new, old))
@@ -164,7 +165,7 @@ def _fresh(run: Run) -> tuple[TrainState, int]:
     before = _origin(run.workdir).get("fork_from")
     coordination.barrier()
     if before:
-        run.log(f"starting anew, not as the fork of {before} that saved nothing here: --fork_from was not given")
+        run.log(f"starting from fresh parameters, not as a fork of {before} as before: --fork_from was not given")
         if coordination.is_first():
             origin_path(run.workdir).unlink(missing_ok=True)
     return train_state.init_state(run.config, run.mesh, _fit_palette(run)), 0
@@ -172,7 +173,7 @@ def _fresh(run: Run) -> tuple[TrainState, int]:
 
 def _say_that_steps_are_lost(run: Run) -> None:
     if rows := metrics_lib.read(run.workdir):
-        run.log(f"no checkpoint, though metrics.jsonl goes to step {rows[-1]['step']}: starting again from step 0")
+        run.log(f"no checkpoint, although metrics.jsonl reaches step {rows[-1]['step']}: starting again from step 0")
 
 
 def _fit_palette(run: Run) -> tokens.Palette | None:
@@ -181,11 +182,11 @@ def _fit_palette(run: Run) -> tokens.Palette | None:
         return None
     try:
         colours = tokens.fit_palette(images, spec.vocab_size)
-    except UserError:  # a damaged record says so itself
+    except UserError:  # a damaged record, with its own message
         raise
     except ValueError as error:
         raise reject("model.palette_size", spec.vocab_size, f"the data have {error}") from error
-    # Another kind of processor may round k-means otherwise.
+    # k-means may round differently on another processor.
     colours = np.array(coordination.broadcast_from_process_zero(colours.tolist()), np.float32)
     palette = tokens.Palette.from_colours(colours)
     psnr = tokens.palette_psnr(images[:1000], spec, palette)
@@ -194,14 +195,14 @@ def _fit_palette(run: Run) -> tokens.Palette | None:
 
 
 def origin_path(workdir: str | os.PathLike) -> pathlib.Path:
-    """Returns where a forked run keeps what it began from."""
+    """Returns the path of the file that records the origin of a fork."""
     return pathlib.Path(workdir) / "fork.json"
 
 
 def split(fork_from: str) -> tuple[str, str]:
-    """Returns the directory and the step of `DIR[@step]`; without a step `latest`."""
+    """Returns the directory and the step of `DIR[@step]`; the step defaults to `latest`."""
     directory, at, step = fork_from.rpartition("@")
-    # A directory's own name may hold the sign.
+    # The name of a directory may contain @.
     if at and directory and (step in ("latest", "best") or step.isdecimal()):
         return directory, step
     return fork_from, "latest"
@@ -216,7 +217,7 @@ def _origin(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def _read(run: Run) -> tuple[int, str, dict[str, Any], Any]:
-    """Returns the other run's step, the part its parameters are from, the parts that were read, and its config."""
+    """Returns the other run's step, the part with its parameters, all parts read, and its config."""
     assert run.fork_from is not None
     directory, asked = split(run.fork_from)
     told = f"--fork_from={run.fork_from}"
@@ -224,7 +225,7 @@ def _read(run: Run) -> tuple[int, str, dict[str, Any], Any]:
         raise UserError(f"{told}: {directory} holds no checkpoint; must be the workdir of a run")
     before = _origin(run.workdir)
     with contextlib.closing(Checkpoints(directory)) as checkpoints:
-        # The other run may have gone on since; the same command gives the same bits.
+        # The other run may have continued since; the same command must give the same result.
         again = before.get("fork_from") == run.fork_from and before.get("step") in checkpoints.steps()
         steps = coordination.broadcast_from_process_zero([before["step"]] if again else None)
         for step in steps or choose_steps(directory, asked, checkpoints, told):
@@ -237,25 +238,25 @@ def _read(run: Run) -> tuple[int, str, dict[str, Any], Any]:
                 return step, part, parts, source
             except DamagedError as error:
                 run.log(f"{directory}: {error}")
-    raise UserError(f"{told}: every checkpoint that it could mean is damaged")
+    raise UserError(f"{told}: all matching checkpoints are damaged")
 
 
 def _forked_palette(run: Run, source, colours: jax.Array | None) -> tuple[tokens.Palette | None, bool]:
-    """Returns the new run's palette, and whether its tokens mean what the other run's did."""
+    """Returns the new run's palette, and whether both runs' tokens have the same meaning."""
     new, old = run.spec, tokens.TokenSpec.from_config(source)
     same = (new.kind, new.vocab_size) == (old.kind, old.vocab_size)
     if new.kind != "palette":
         return None, same
     if same and new.channels == old.channels:
-        run.log(f"palette: {new.vocab_size} colours, those of the run that is forked")
+        run.log(f"palette: {new.vocab_size} colours, from the forked run")
         return tokens.Palette.from_colours(np.asarray(colours)), True
-    run.log("palette: fitted anew, the run that is forked has none of this size")
+    run.log("palette: newly fitted, the forked run has none of this size")
     return _fit_palette(run), False
 
 
 @jax.jit
 def _copy(tree: Any) -> Any:
-    # The train step gives both buffers away, so they must not be one.
+    # The train step donates both trees, so they must not share buffers.
     return jax.tree.map(jnp.copy, tree)
 
 
@@ -265,7 +266,7 @@ def _by_path(tree: Any) -> dict[str, jax.Array]:
 
 
 def _told(fork_from: str, step: int, part: str, taken: set[str], new: dict, old: dict) -> str:
-    """Returns the line on what was taken and what is new, module by module."""
+    """Returns a line that lists copied and fresh parameters by module."""
     kind = "moving average" if part == "ema_params" else "parameters"
     fresh, unused = ({n: x for n, x in arrays.items() if n not in taken} for arrays in (new, old))
     line = f"fork of {split(fork_from)[0]} at step {step} ({kind}): took {_modules({n: new[n] for n in taken})}"

@@ -1,4 +1,4 @@
-"""The training loop, from top to bottom: what a run holds, its state, then steps with evaluations, logs and saves."""
+"""The training loop: open or resume a run, then train with logs, checkpoints and evaluations."""
 
 import contextlib
 import dataclasses
@@ -28,22 +28,22 @@ Log = Callable[[str], None]
 def train_and_evaluate(
     config, workdir: str | os.PathLike, log: Log = print, fork_from: str | None = None
 ) -> dict[str, float]:
-    """Trains, or resumes, until `total_steps`; evaluates on schedule and at the end.
+    """Trains until `total_steps`, from the start or from the last checkpoint; evaluates on schedule and at the end.
 
     Writes `config.json`, `metrics.jsonl`, `checkpoints/<step>/`, `eval/<step>.json` and `report.html`.
 
     Args:
       config: a config from `get_config()` with overrides.
       workdir: folder of this run; created if missing, resumed if it has a checkpoint.
-      log: takes progress lines.
-      fork_from: `DIR[@step]`, whose parameters a new run begins with; ignored where `workdir` has a checkpoint.
+      log: function that prints a line.
+      fork_from: `DIR[@step]`, the run that initialises the parameters; ignored if `workdir` has a checkpoint.
 
     Returns:
-      The last step's metrics, and the last evaluation's headline values by metric name.
+      Metrics of the last step, and headline values of the last evaluation, by name.
 
     Raises:
-      UserError: a mistake in the config, the data or the workdir.
-      Preempted: SIGTERM or SIGINT came; the state is saved.
+      UserError: the config, the data or the workdir is invalid.
+      Preempted: the process received SIGTERM or SIGINT; the state is saved.
       NonFiniteError: a loss became infinite or NaN.
     """
     with contextlib.ExitStack() as stack:
@@ -59,11 +59,13 @@ def train_and_evaluate(
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """What is due once a number of steps is done.
+    """When to log, save and evaluate.
 
     Attributes:
       total: steps of the run.
-      log_every, save_every, evaluate_every: every so many steps; evaluations during training only above 0.
+      log_every: steps between progress lines.
+      save_every: steps between checkpoints.
+      evaluate_every: steps between evaluations during training; none if not above 0.
     """
 
     total: int
@@ -78,32 +80,32 @@ class Schedule:
         return cls(config.train.total_steps, *every)
 
     def logs(self, done: int) -> bool:
-        """The first step and the last, and those between on schedule."""
+        """Returns whether to log after `done` steps: the first, the last, and those on schedule."""
         return done in (1, self.total) or done % self.log_every == 0
 
     def evaluates(self, done: int) -> bool:
-        """Whether an evaluation during training is due; the one after the last step is not on the schedule."""
+        """Returns whether to evaluate after `done` steps; the final evaluation is separate."""
         return 0 < done < self.total and self.evaluate_every > 0 and done % self.evaluate_every == 0
 
     def saves(self, done: int) -> bool:
-        """The last step, whatever is evaluated, and those between on schedule."""
+        """Returns whether to save after `done` steps: the last, those evaluated, and those on schedule."""
         return done == self.total or self.evaluates(done) or done % self.save_every == 0
 
 
 def _train(run: Run, state: TrainState, start: int, writer: metric_writers.MetricsWriter) -> dict[str, float]:
-    """The loop: evaluate what was saved, take a batch, step, log, save."""
+    """The loop: evaluate the saved state, get a batch, step, log, save."""
     config, schedule, total = run.config, Schedule.from_config(run.config), run.config.train.total_steps
     train_one, compare = train_step.make_train_step(config, run.mesh), _gradient_comparison(run)
     batches, progress = _batches(run, start), _Progress(run, start, writer)
     _compile_beside(compare, run, start)
     for done in range(start + 1, total + 1):
-        # Here, not after the save, so that a run stopped in between evaluates when it resumes.
+        # Not directly after the save, so that a run stopped in between evaluates when it resumes.
         if schedule.evaluates(done - 1):
             progress.evaluate(state)
         images, stop_asked = next(batches), run.stops.ask()
-        # All that a step needs is on the devices by now.
+        # All inputs of the step are on the devices.
         with jax.transfer_guard("disallow"), _profiled(run, start, done):
-            # Before the step, which donates the state.
+            # Must precede the step, which donates the state.
             gradients = compare(state, images) if schedule.logs(done) else None
             state, metrics = train_one(state, images)
             progress.add(done, metrics)
@@ -112,7 +114,7 @@ def _train(run: Run, state: TrainState, start: int, writer: metric_writers.Metri
         if saves or schedule.logs(done):
             run.checkpoints.check()
             progress.settle(done, gradients)
-        # Only after all losses up to here were seen to be finite.
+        # Only after `settle` found all losses finite.
         if saves:
             run.checkpoints.save(state, config, run.data.fingerprint)
         if leaves:
@@ -122,7 +124,7 @@ def _train(run: Run, state: TrainState, start: int, writer: metric_writers.Metri
 
 
 class _Progress:
-    """What a run has measured: metrics of its steps, checked, written and told, and its evaluations."""
+    """Checks, writes and logs the metrics of steps; runs evaluations."""
 
     def __init__(self, run: Run, start: int, writer: metric_writers.MetricsWriter):
         self._run, self._start, self._writer = run, start, writer
@@ -132,18 +134,18 @@ class _Progress:
         self._last: dict[str, float] = {}
 
     def add(self, done: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes a step's metrics, which may still be computed; waits for those of the step before.
+        """Queues the metrics of a step, which may not be ready yet; waits for those of the previous step.
 
-        At most two steps are in flight: a stop request is answered soon, and batches do not pile up.
+        At most two steps are in flight, so that stop requests take effect soon and batches do not pile up.
         """
         self._pending[done] = metrics
         jax.block_until_ready(self._pending.get(done - 1))
 
     def settle(self, done: int, gradients: dict[str, jax.Array] | None) -> None:
-        """Checks all steps up to here; writes and tells the last one's metrics unless `gradients` is None.
+        """Checks all queued steps; writes and logs the metrics of the last unless `gradients` is None.
 
         Raises:
-          NonFiniteError: as `_checked`.
+          NonFiniteError: see `_checked`.
         """
         values = _checked(self._pending, self._run.config.train.skip_nonfinite)
         self._pending = {}
@@ -156,17 +158,17 @@ class _Progress:
         self._run.log(metrics_lib.progress_line(done, total, self._last, left))
 
     def finish(self, state: TrainState) -> dict[str, float]:
-        """Evaluates the last state, unless no evaluation is wanted.
+        """Evaluates the last state unless `eval.every_steps` is -1.
 
         Returns:
-          The metrics that were written last, be it by an earlier process, and the evaluation's headline values.
+          The last metrics written, possibly by an earlier process, and headline values of the evaluation.
         """
         rows = [] if self._last else metrics_lib.read(self._run.workdir)
         last = self._last or ({k: v for k, v in rows[-1].items() if k != "step" and v is not None} if rows else {})
         return last | (self.evaluate(state) if self._run.config.eval.every_steps >= 0 else {})
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Evaluates a state that is saved, unless that was done; returns headline values by metric name."""
+        """Evaluates a saved state unless it has results already; returns headline values by metric name."""
         run, step = self._run, int(jax.device_get(state.step))
         complete = coordination.is_first() and results_path(run.workdir, step).exists()
         known = coordination.broadcast_from_process_zero(read_headline(run.workdir, step) if complete else None)
@@ -178,7 +180,7 @@ class _Progress:
                 results = evaluate_and_report(model, run.data, run.config, run.workdir, run.log, raise_if_preempted)
             self._writer.scalars(step, results)
             return results
-        if step > self._start:  # what is older the writer has seen to
+        if step > self._start:  # the writer handles earlier steps when it opens
             self._writer.scalars(step, known)
         elif step == run.config.train.total_steps:
             report = run.workdir / "report.html"
@@ -190,8 +192,8 @@ def _checked(pending: dict[int, dict], tolerated: int) -> dict[str, float]:
     """Returns the newest metrics as floats.
 
     Raises:
-      NonFiniteError: the first step whose loss or norms are not finite, unless its update was skipped and
-        no more than `tolerated` updates in a row were.
+      NonFiniteError: names the first step with a loss or norm that is not finite, unless its update was skipped
+        and at most `tolerated` consecutive updates were.
     """
     found = {step: {k: float(v) for k, v in m.items()} for step, m in jax.device_get(pending).items()}
     for step, values in sorted(found.items()):
@@ -208,33 +210,33 @@ def _batches(run: Run, start: int) -> Iterator[jax.Array]:
 
 
 def _gradient_comparison(run: Run) -> Callable[[TrainState, jax.Array], dict[str, jax.Array]]:
-    """Returns compare(state, images) -> metrics, none where there are not two losses or nobody asks for them."""
+    """Returns compare(state, images) -> metrics; no metrics unless there are two losses and `log.gradients` is set."""
     objective = run.config.objective
     both = objective.generative_weight > 0 and objective.contrastive_weight > 0
     if both and run.config.log.gradients and run.config.train.microbatches == 1:
         return train_step.make_gradient_comparison(run.config, run.mesh)
     if both and run.config.log.gradients:
-        run.log("log.gradients: left out, it would need the memory of a whole batch (train.microbatches > 1)")
+        run.log("log.gradients: skipped, needs the memory of a whole batch (train.microbatches > 1)")
     return lambda state, images: {}
 
 
 def _compile_beside(compare, run: Run, start: int) -> None:
-    """Compiles the gradient comparison in a thread, while the first step is compiled; its first call then waits for it.
+    """Compiles the gradient comparison in a thread, in parallel with the train step.
 
-    Not in a run of several processes: their compilers wait for one another, in one order.
+    Not with several processes: they must compile programs in the same order.
     """
     if start == run.config.train.total_steps:
         return
     run.log("compiling the train step (once) ...")
     if hasattr(compare, "lower") and not coordination.several():
         arguments = train_step.abstract_arguments(run.config, run.mesh)
-        # What fails here fails again, and is told, where it is called.
+        # An error here occurs again, and is reported, at the first call.
         ThreadPoolExecutor(1).submit(lambda: compare.lower(*arguments).compile())
 
 
 @contextlib.contextmanager
 def _profiled(run: Run, start: int, done: int) -> Iterator[None]:
-    """Names a step in a profile; writes the profile of the steps in `log.profile_steps` to the workdir's `profile/`."""
+    """Annotates a step; writes the profile of the steps in `log.profile_steps` to `profile/` in the workdir."""
     first, last = run.config.log.profile_steps or (0, 0)
     first, last = max(first, start + 1), min(last, run.config.train.total_steps)
     if first == done <= last:
@@ -242,7 +244,7 @@ def _profiled(run: Run, start: int, done: int) -> Iterator[None]:
     with jax.profiler.StepTraceAnnotation("train", step_num=done):
         yield
     if done == last >= first:
-        # The loop waits for the step before only.
+        # The loop itself waits only for the previous step.
         jax.block_until_ready(jax.live_arrays())
         jax.profiler.stop_trace()
         run.log(f"profile of steps {first} to {last}: {run.workdir / 'profile'}")
@@ -275,7 +277,7 @@ def _log_setup(run: Run, state: TrainState, start: int) -> None:
 
 
 def parameter_overview(params: Any) -> list[str]:
-    """Returns one line for each part of a model: its name, parameters and arrays."""
+    """Returns one line per part of a model: name, number of parameters and of arrays."""
     sizes: dict[str, list[int]] = {}
     for path, x in jax.tree_util.tree_leaves_with_path(params):
         name = "/".join(str(part.key) for part in path[:2])

@@ -27,18 +27,18 @@ Metrics = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What a step makes of its images, and what it minimises; read from the config once.
+    """Views and losses of a step, read from the config once.
 
     Attributes:
-      model: with the branches whose weight is above 0.
-      likelihood_images: on how many images of a batch the likelihood is computed.
-      recipes: of the two views.
+      model: the model, with the branches whose weight is above 0.
+      likelihood_images: number of images of a batch whose likelihood is computed.
+      recipes: augmentations of the two views.
       view_keep: share of a view's patches that the encoder gets.
       contrastive: one of `losses.CONTRASTIVE`.
-      temperature: of the contrastive loss.
-      weights: {loss: its weight}.
-      microbatches: passes that a batch is cut into.
-      devices: that share a batch.
+      temperature: temperature of the contrastive loss.
+      weights: {name of a loss: weight}.
+      microbatches: number of passes that a batch is split into.
+      devices: number of devices that a batch is sharded over.
     """
 
     model: hybrid.HybridModel
@@ -53,7 +53,7 @@ class Objective:
 
     @classmethod
     def from_config(cls, config, model: hybrid.HybridModel | None = None, devices: int = 1) -> "Objective":
-        """Returns the objective of a resolved config; without a model that of one device."""
+        """Returns the objective of a resolved config; without `model`, of a model on one device."""
         objective = config.objective
         return cls(
             model=model or hybrid.build_model(config),
@@ -72,12 +72,12 @@ class Objective:
 
 
 class Batch(flax.struct.PyTreeNode):
-    """Tokens of one global batch; a branch of weight 0 has None.
+    """Tokens of one global batch; None for a branch of weight 0.
 
     Attributes:
-      likelihood: (L, N, S) int32, images the likelihood is computed on.
-      views: (B, 2, Q, S) int32, the patches that each of the two views keeps.
-      keep: (B, 2, Q) int32, which patches these are; None means all.
+      likelihood: (L, N, S) int32, images whose likelihood is computed.
+      views: (B, 2, Q, S) int32, the kept patches of the two views.
+      keep: (B, 2, Q) int32, indices of these patches; None means all.
     """
 
     likelihood: jax.Array | None
@@ -86,12 +86,12 @@ class Batch(flax.struct.PyTreeNode):
 
 
 def step_key(seed: int | jax.Array, step: jax.Array) -> jax.Array:
-    """Returns the key of all randomness in step `step`: a function of the two and of nothing else."""
+    """Returns the PRNG key of a step, a function of seed and step only."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step)
 
 
 def make_batch(objective: Objective, key: jax.Array, images: jax.Array, palette) -> Batch:
-    """Images (B, H, W, C) uint8 -> the tokens both losses read. The likelihood sees images as they are."""
+    """Images (B, H, W, C) uint8 -> tokens for both losses. The likelihood sees images without augmentation."""
     model = objective.model
     likelihood = views = keep = None
     if model.generative:
@@ -112,7 +112,7 @@ def evenly_spaced(images: jax.Array, count: int) -> jax.Array:
     size = len(images)
     if count == size:
         return images
-    # The pattern repeats, and is taken within each repetition: a device's images stay on it.
+    # Chosen within each repetition of the pattern, so that images stay on their device.
     repeats = math.gcd(count, size)
     places = np.arange(count // repeats) * size // count
     chosen = images.reshape(repeats, size // repeats, *images.shape[1:])[:, places]
@@ -120,7 +120,7 @@ def evenly_spaced(images: jax.Array, count: int) -> jax.Array:
 
 
 def _make_view(objective: Objective, key: jax.Array, images: jax.Array, recipe: augment.Recipe, palette):
-    """One augmented view: (B, Q, S) tokens of the patches it keeps, and (B, Q) which those are, or None."""
+    """One augmented view: (B, Q, S) tokens of the kept patches, and their (B, Q) indices or None."""
     spec = objective.model.spec
     view_key, keep_key = jax.random.split(key)
     patches = tokens.encode(augment.augment(view_key, images, recipe), spec, palette)
@@ -129,7 +129,7 @@ def _make_view(objective: Objective, key: jax.Array, images: jax.Array, recipe: 
 
 
 def forward(model: hybrid.HybridModel, params, batch: Batch, palette) -> tuple[jax.Array | None, jax.Array | None]:
-    """Returns (L, N, S) log-likelihoods of tokens and (B, 2, E) embeddings of views; None of an absent branch."""
+    """Returns (L, N, S) log-likelihoods of tokens and (B, 2, E) embeddings of views; None for an absent branch."""
     params = cast_block_kernels(params, jnp.dtype(model.config.dtype))
     views, keep = _flat_views(batch)
     found: Any = model.apply({"params": params}, batch.likelihood, views, palette, keep)
@@ -138,31 +138,31 @@ def forward(model: hybrid.HybridModel, params, batch: Batch, palette) -> tuple[j
 
 
 def _flat_views(batch: Batch) -> tuple[jax.Array | None, jax.Array | None]:
-    """(B, 2, Q, S) tokens and (B, 2, Q) places -> (2B, Q, S) and (2B, Q)."""
+    """(B, 2, Q, S) tokens and (B, 2, Q) indices -> (2B, Q, S) and (2B, Q)."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (batch.views, batch.keep))
 
 
 def generative_loss(log_prob: jax.Array) -> jax.Array:
     """(L, N, S) log-likelihoods -> () mean nats per token."""
-    # Image by image first: one running float32 sum over all tokens of a batch would lose digits.
+    # Per image first: a single float32 sum over all tokens of a batch loses precision.
     return -jnp.mean(jnp.mean(log_prob, axis=(1, 2)))
 
 
 def contrastive_loss(objective: Objective, embeddings: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(B, 2, E) -> () mean loss over the 2B anchors and () share of anchors that find their positive."""
+    """(B, 2, E) -> () mean loss over the 2B anchors and () share of anchors whose nearest view is the positive."""
     views = embeddings[:, 0], embeddings[:, 1]
     values, hits = objective.contrastive(*views, objective.temperature, devices=objective.devices)
     return jnp.mean(values), jnp.mean(hits)
 
 
 def weighted_loss(objective: Objective, parts: Metrics) -> jax.Array:
-    """generative_weight * generative_loss + contrastive_weight * contrastive_loss, of the losses that `parts` holds."""
+    """generative_weight * generative_loss + contrastive_weight * contrastive_loss, for the losses in `parts`."""
     weighted = (weight * parts[name] for name, weight in objective.weights.items() if name in parts)
     return sum(weighted, jnp.zeros(()))
 
 
 def loss_fn(params, objective: Objective, batch: Batch, palette) -> tuple[jax.Array, Metrics]:
-    """Returns the weighted loss of a batch and, by name, the losses of the branches that exist."""
+    """Returns the weighted loss of a batch and the metrics of the branches that exist, by name."""
     parts: Metrics = {}
     log_prob, embeddings = forward(objective.model, params, batch, palette)
     if log_prob is not None:
@@ -174,16 +174,16 @@ def loss_fn(params, objective: Objective, batch: Batch, palette) -> tuple[jax.Ar
 
 
 def accumulated_gradients(params, objective: Objective, batch: Batch, palette) -> tuple[Any, Metrics]:
-    """Gradient of `loss_fn` in M passes over B/M images, with the contrastive batch whole.
+    """Gradient of `loss_fn` in M passes over B/M images; the contrastive loss sees the whole batch.
 
-    All embeddings first, without gradients; then the loss's gradient by embedding; then each pass again,
-    pulling its share of that gradient back (GradCache: Gao et al. 2021, arXiv 2101.06983).
+    First all embeddings without gradients, then the gradient of the loss by embedding, then each pass again to
+    backpropagate its part of that gradient (GradCache: Gao et al. 2021, arXiv 2101.06983).
 
     Returns:
-      (gradients, metrics), equal to one pass up to rounding.
+      (gradients, metrics), equal to those of one pass up to rounding.
     """
     model, pieces = objective.model, objective.microbatches
-    # Strided pieces: each holds rows of every device.
+    # Strided, so that each piece has rows of every device.
     cut = jax.tree.map(lambda x: x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1), batch)
     metrics: Metrics = {}
     pull = None
@@ -197,7 +197,7 @@ def accumulated_gradients(params, objective: Objective, batch: Batch, palette) -
         pull = pull.reshape(-1, pieces, *pull.shape[1:]).swapaxes(0, 1)
 
     def share(params, piece, pull) -> tuple[jax.Array, jax.Array]:
-        """A loss whose gradient is this piece's share of the whole gradient, and its share of the likelihood's."""
+        """Returns a loss whose gradient is this piece's part of the gradient, and its part of the generative loss."""
         parts: Metrics = {}
         log_prob, embedded = forward(model, params, piece, palette)
         if log_prob is not None:
@@ -233,10 +233,10 @@ def _objective_on(config, mesh: Mesh) -> Objective:
 
 @cached_by_config
 def make_train_step(config, mesh: Mesh) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
-    """Returns step(state, images) -> (state, metrics), compiled once; the state passed in is donated.
+    """Returns step(state, images) -> (state, metrics), compiled once; the input state is donated.
 
-    `images` is a global (B, H, W, C) uint8 array cut over the batch axes. Metrics are () float32: `loss`,
-    `generative_loss`, `contrastive_loss`, `contrastive_accuracy` (of the branches that exist),
+    `images` is a global (B, H, W, C) uint8 array sharded over the batch axes. Metrics are () float32: `loss`,
+    `generative_loss`, `contrastive_loss`, `contrastive_accuracy` (for branches that exist),
     `learning_rate`, `grad_norm` (before clipping), `param_norm`, `update_norm`.
     """
     objective, train = _objective_on(config, mesh), config.train
@@ -264,17 +264,17 @@ def make_train_step(config, mesh: Mesh) -> Callable[[TrainState, jax.Array], tup
 
 
 def abstract_arguments(config, mesh: Mesh) -> tuple[TrainState, jax.ShapeDtypeStruct]:
-    """Returns what a step takes, as shapes, dtypes and shardings: the state and a batch of images."""
+    """Returns shapes, dtypes and shardings of a step's arguments: the state and a batch of images."""
     shape = (config.train.batch_size, *config.data.image_size, config.data.channels)
     return abstract_state(config, mesh), jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding.batch_sharding(mesh))
 
 
 @cached_by_config
 def make_gradient_comparison(config, mesh: Mesh) -> Callable[[TrainState, jax.Array], Metrics]:
-    """Returns compare(state, images) -> metrics: do the two losses pull the encoder together or apart?
+    """Returns compare(state, images) -> metrics: do the gradients of the two losses agree?
 
-    `encoder_gradient_norm_generative` and `.._contrastive` are norms of the weighted losses' gradients on the
-    encoder's parameters, `encoder_gradient_cosine` the cosine between them; on the batch the next step sees.
+    `encoder_gradient_norm_generative` and `.._contrastive` are the norms of the weighted losses' gradients with
+    respect to the encoder's parameters, `encoder_gradient_cosine` their cosine; on the batch of the next step.
     """
     objective = _objective_on(config, mesh)
 
@@ -297,7 +297,7 @@ def make_gradient_comparison(config, mesh: Mesh) -> Callable[[TrainState, jax.Ar
 
 
 def _jit(function, config, mesh: Mesh, donate: bool = False):
-    """Compiles function(state, images) with the state's and the batch's shardings, metrics replicated."""
+    """Jits function(state, images) with the shardings of state and batch; metrics are replicated."""
     state = state_sharding(config, mesh)
     metrics = sharding.replicated(mesh)
     return jax.jit(

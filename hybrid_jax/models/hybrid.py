@@ -1,4 +1,4 @@
-"""The hybrid encoder-decoder: one encoder under two masks, a contrastive head and a causal decoder.
+"""The hybrid encoder-decoder: one encoder with two masks, a contrastive head and a causal decoder.
 
 Dimensions: B batch, N patches, S tokens per patch, D width, V vocabulary, Q kept patches of a view.
 """
@@ -16,7 +16,7 @@ from hybrid_jax.models.attention import Attend, plain
 from hybrid_jax.models.heads import LinearHead, MaskedMLPHead, Projection
 from hybrid_jax.models.transformer import Constrain, Decoder, Encoded, Encoder, Stream
 
-NORMED = ":normed"  # ends the name of a layer that is read after the next norm
+NORMED = ":normed"  # suffix of layers that are read after the next norm
 
 
 def _identity(x: jax.Array, axis: int = 0) -> jax.Array:
@@ -27,15 +27,16 @@ def _identity(x: jax.Array, axis: int = 0) -> jax.Array:
 class HybridModel(nn.Module):
     """One encoder with a contrastive head and an autoregressive decoder (GCRL, arXiv 2106.06162).
 
-    The paper's body is not public: what the abstract leaves open is this project's choice (docs/method.md).
-    Parameters exist only for the branches whose weight is above 0.
+    Only the paper's abstract was available: other choices are this project's (docs/method.md).
+    Parameters exist only for branches whose weight is above 0.
 
     Attributes:
       config: frozen `model` section of the resolved config.
       spec: how images become tokens.
-      generative, contrastive: which branches exist.
-      constrain: pins activations to the mesh; identity on one device.
-      attend: computes attention where nothing is cached.
+      generative: whether the generative branch exists.
+      contrastive: whether the contrastive branch exists.
+      constrain: shards activations over the mesh; identity on one device.
+      attend: attention function for calls without a cache.
     """
 
     config: Any
@@ -74,13 +75,13 @@ class HybridModel(nn.Module):
         palette: tokens_lib.Palette | None,
         keep: jax.Array | None = None,
     ) -> tuple[jax.Array | None, jax.Array | None]:
-        """Likelihood of images and embedding of views, in one pass of the encoder; None in, None out.
+        """Likelihood of images and embedding of views in one pass of the encoder; None for absent inputs.
 
         Args:
-          images: (L, N, S) int32 tokens; the only thing that their likelihood depends on.
-          views: (B, Q, S) int32 tokens, of the patches that views keep.
-          palette: of the palette kind.
-          keep: (B, Q) int32, which patches these are; None means all N, in order.
+          images: (L, N, S) int32 tokens; their likelihood depends on nothing else.
+          views: (B, Q, S) int32 tokens of the kept patches.
+          palette: the palette, for palette tokens.
+          keep: (B, Q) int32, indices of the kept patches; None means all N, in order.
 
         Returns:
           (L, N, S) float32, the exact log-likelihood of each token, nats, in generation order;
@@ -101,7 +102,7 @@ class HybridModel(nn.Module):
         return self.projection(self.constrain(jnp.mean(encoded.output, axis=1, dtype=jnp.float32)))
 
     def token_log_prob(self, tokens: jax.Array, palette: tokens_lib.Palette | None) -> jax.Array:
-        """(B, N, S) int32 -> (B, N, S) float32, the likelihood alone, as `__call__` gives it."""
+        """(B, N, S) int32 -> (B, N, S) float32, only the likelihood of `__call__`."""
         log_prob, _ = self(tokens, None, palette)
         assert log_prob is not None
         return log_prob
@@ -109,22 +110,22 @@ class HybridModel(nn.Module):
     def view_embedding(
         self, views: jax.Array, palette: tokens_lib.Palette | None, keep: jax.Array | None = None
     ) -> jax.Array:
-        """(B, Q, S) int32 -> (B, projection_dims[-1]) float32, the embedding alone, as `__call__` gives it."""
+        """(B, Q, S) int32 -> (B, projection_dims[-1]) float32, only the embedding of `__call__`."""
         _, embedding = self(None, views, palette, keep)
         assert embedding is not None
         return embedding
 
     def first_input(self, batch: int) -> jax.Array:
-        """Returns the decoder's (B, 1, D) input where no patch is known."""
+        """Returns the decoder's (B, 1, D) input at the first position."""
         return self.decoder.first_input(batch)
 
     def read(self, tokens: jax.Array, palette: tokens_lib.Palette | None, start: jax.Array) -> jax.Array:
-        """Encodes patches in their order, with a cache of those before.
+        """Encodes consecutive patches with a cache of earlier ones.
 
         Args:
-          tokens: (B, Q, S) int32, of the patches from `start` on.
-          palette: of the palette kind.
-          start: () int32.
+          tokens: (B, Q, S) int32, tokens of the patches from `start`.
+          palette: the palette, for palette tokens.
+          start: () int32, index of the first patch.
 
         Returns:
           (B, Q, D), the decoder's inputs at the positions after these patches.
@@ -133,7 +134,7 @@ class HybridModel(nn.Module):
         return self.decoder.inputs(encoded.output, encoded.embedding)
 
     def states(self, inputs: jax.Array, start: jax.Array) -> jax.Array:
-        """The decoder's (B, Q, D) states of the positions from `start` on, with a cache of those before."""
+        """The decoder's (B, Q, D) states at the positions from `start`, with a cache of earlier ones."""
         return self.decoder.states(inputs, start=start)[0]
 
     def init_state(self, states: jax.Array) -> Any:
@@ -141,27 +142,27 @@ class HybridModel(nn.Module):
         return self.head.init_state(states)
 
     def log_probs(self, progress: Any, j: jax.Array) -> tuple[jax.Array, Any]:
-        """Log-probabilities of token j of the patch, (B, V) float32, nats; and the progress."""
+        """Returns the log-probabilities of token j of the patch, (B, V) float32, nats, and the progress."""
         return self.head.log_probs(progress, j)
 
     def update(self, progress: Any, j: jax.Array, token: jax.Array, palette: tokens_lib.Palette | None) -> Any:
-        """Takes (B,) int32, token j of the patch."""
+        """Adds token j of the patch, (B,) int32, to the progress."""
         return self.head.update(progress, j, token, tokens_lib.dequantise(token, self.spec, palette))
 
     def features(self, tokens: jax.Array, palette: tokens_lib.Palette | None) -> dict[str, jax.Array]:
         """Mean over positions of every layer, by name.
 
-        Where the collection `intermediates` is mutable, also of what the blocks' first norms give: `decoder/l:normed`
-        is the output of block l (l = 0: the input of the stack) as block l + 1 norms it, the last one as the final
-        norm does, and likewise `encoder/l:normed`. Image GPT's probes read these.
+        Names: `embedding`, `encoder/1` .., `encoder`, and with a decoder `decoder/1` .., `decoder`. If the collection
+        `intermediates` is mutable, also `encoder/l:normed` and `decoder/l:normed`, the output of block l (l = 0: the
+        input of the stack) after the first norm of block l + 1, or after the final norm for the last block, as in
+        Image GPT's probes.
 
-        The mask is the one the features were trained under: the view mask where a contrastive branch
-        exists, else the causal mask. Names: `embedding`, `encoder/1` .., `encoder`, and where a decoder
-        exists `decoder/1` .., `decoder`. Decoder layers always read causally encoded patches.
+        The mask is that of training: the view mask with a contrastive branch, else the causal mask. Decoder layers
+        always read causally encoded patches.
 
         Args:
           tokens: (B, N, S) int32.
-          palette: of the palette kind.
+          palette: the palette, for palette tokens.
 
         Returns:
           {name: (B, D) float32}.
@@ -183,7 +184,7 @@ class HybridModel(nn.Module):
 
 
 def _normed(name: str, stack: nn.Module, last: jax.Array) -> dict[str, jax.Array]:
-    """Returns what the first norms of a stack's blocks gave in its first pass, and `last`, what its final norm did."""
+    """Returns the outputs of the blocks' first norms in the first pass, and `last`, that of the final norm, by name."""
     kept = stack.variables["intermediates"]["transformer"]
     if "blocks" in kept:
         values = list(kept["blocks"]["normed"][0])
@@ -195,14 +196,14 @@ def _normed(name: str, stack: nn.Module, last: jax.Array) -> dict[str, jax.Array
 def image_features(
     model: HybridModel, params: Any, images: jax.Array, palette: tokens_lib.Palette | None, normed: bool = False
 ) -> dict[str, jax.Array]:
-    """Returns `HybridModel.features` of (B, H, W, C) uint8 images; with `normed` those after a norm too."""
+    """Returns `HybridModel.features` of (B, H, W, C) uint8 images; with `normed` also those after a norm."""
     return token_features(model, params, tokens_lib.encode(images, model.spec, palette), palette, normed)
 
 
 def token_features(
     model: HybridModel, params: Any, tokens: jax.Array, palette: tokens_lib.Palette | None, normed: bool = False
 ) -> dict[str, jax.Array]:
-    """Returns what `image_features` does, of (B, N, S) tokens; intensities may be float32 and then have a gradient."""
+    """As `image_features`, of (B, N, S) tokens; intensities may be float32, for gradients."""
     mutable = ["intermediates"] if normed else False
     found: Any = model.apply({"params": params}, tokens, palette, method="features", mutable=mutable)
     return found[0] if normed else found
@@ -211,11 +212,11 @@ def token_features(
 def measures(
     model: HybridModel, params: Any, images: jax.Array, palette: tokens_lib.Palette | None, layers: tuple[str, str]
 ) -> dict[str, jax.Array]:
-    """What the joint anomaly score reads of (B, H, W, C) uint8 images.
+    """Inputs of the joint anomaly score, of (B, H, W, C) uint8 images.
 
     Returns:
-      `default` and `last`, (B, D) features of the two layers; `shown`, (B, H, W, C) uint8, what is left of the images
-      in tokens; and where there is a likelihood `patch_log_prob`, (B, N) float32, nats.
+      `default` and `last`, (B, D) features of the two layers; `shown`, (B, H, W, C) uint8, the images decoded from
+      their tokens; and with a likelihood `patch_log_prob`, (B, N) float32, nats.
     """
     tokens = tokens_lib.encode(images, model.spec, palette)
     features: Any = model.apply({"params": params}, tokens, palette, method="features")
@@ -235,7 +236,7 @@ def default_layer(config) -> str:
 
 
 def build_model(config, constrain: Constrain = _identity, attend: Attend = plain) -> HybridModel:
-    """Returns the model of a resolved config; `attention.choose` gives `attend` where the devices are known."""
+    """Returns the model of a resolved config; get `attend` from `attention.choose` if the devices are known."""
     return HybridModel(
         config=ml_collections.FrozenConfigDict(config.model),
         spec=tokens_lib.TokenSpec.from_config(config),
@@ -247,9 +248,9 @@ def build_model(config, constrain: Constrain = _identity, attend: Attend = plain
 
 
 def init_params(model: HybridModel, key: jax.Array, palette: tokens_lib.Palette | None) -> Any:
-    """Returns fresh float32 parameters; every module's values depend on `key` and its name only."""
+    """Returns fresh float32 parameters; those of a module depend only on `key` and its name."""
     spec = model.spec
     tokens = jnp.zeros((1, spec.num_patches, spec.tokens_per_patch), jnp.int32)
-    # Jitted: one compilation is several times faster than that of every operation by itself.
+    # One compilation is several times faster than one per operation.
     branches = tokens if model.generative else None, tokens if model.contrastive else None
     return jax.jit(model.init)(key, *branches, palette)["params"]
