@@ -31,18 +31,21 @@ class Said(NamedTuple):
 
 
 def run(
-    *words: str, module: str = "hybrid_jax.main", environment: dict[str, str] | None = None, until: str = ""
+    *words: str,
+    program: tuple[str, ...] = ("-m", "hybrid_jax.main"),
+    environment: dict[str, str] | None = None,
+    until: str = "",
 ) -> Said:
     """Runs a command to its end.
 
     Args:
       words: its flags.
-      module: of the command.
+      program: what Python runs: a module, or a file of the checkout.
       environment: changes of it.
       until: what a line begins with, after which the process is killed; empty = none.
     """
     begin, lines = time.perf_counter(), []
-    command = [sys.executable, "-u", "-m", module, *words]
+    command = [sys.executable, "-u", *program, *words]
     with subprocess.Popen(
         command,
         cwd=ROOT,

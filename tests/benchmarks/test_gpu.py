@@ -278,10 +278,10 @@ def test_the_recipe_takes_a_folder_or_a_prepared_set(folders):
 
 
 def test_a_command_is_killed_at_the_line_that_was_waited_for(folders):
-    said = commands.run("30", module="tests.benchmarks.counting", until="2")
+    said = commands.run("30", program=("-m", "tests.benchmarks.counting"), until="2")
     assert said.code == 0 and [line for _, line in said.lines] == ["0", "1", "2"]
     with pytest.raises(RuntimeError, match=r"exit code 1: .*No module named"):
-        commands.run(module="tests.benchmarks.nothing_of_this_name").entry()
+        commands.run(program=("-m", "tests.benchmarks.nothing_of_this_name")).entry()
 
 
 @pytest.mark.slow
