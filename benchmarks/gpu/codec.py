@@ -44,7 +44,7 @@ def there_and_back(environment: dict[str, str], tiny: bool) -> Entry:
         environment=_NOTHING_KEPT | environment | {"PYTHONPATH": path},
     )
     there = call("compress", f"--workdir={workdir}", f"--input={images}", f"--output={packed}")
-    there.entry()
+    there.checked()
     home = call("decompress", f"--workdir={workdir}", f"--input={packed}", f"--output={back}")
     same = back.exists() and np.array_equal(np.load(back), np.load(images))
     return {
