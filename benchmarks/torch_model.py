@@ -179,6 +179,6 @@ def make_step(
         if average:
             with torch.no_grad():
                 torch._foreach_lerp_(average, parameters, 1 - config.train.ema_decay)
-        return loss
+        return loss.detach()
 
     return step

@@ -76,8 +76,11 @@ def library_nt_xent(temperature: float) -> Callable:
 
 def hybrid(config, blocks: str, library_loss: bool) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     """Returns the hybrid model of these blocks, and its inputs."""
-    # The library's indices depend on the data: the compiler would only warn and stop there by itself.
-    contrast = torch.compiler.disable(library_nt_xent(config.objective.temperature)) if library_loss else None
+    contrast = None
+    if library_loss:
+        loss = library_nt_xent(config.objective.temperature)
+        # Its indices depend on the data: the compiler would only warn and stop there by itself.
+        contrast = torch.compiler.disable(lambda one, two: loss(one, two))
     model = torch_model.Hybrid(config, functools.partial(Stack, blocks), contrast)
     return model, torch_model.random_batch(config, model)
 

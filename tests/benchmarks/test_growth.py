@@ -26,12 +26,6 @@ def test_a_power_law_has_its_exponent_and_no_error():
     assert math.isnan(fit.fit([1, 2], [3, 6]).error)
 
 
-def test_the_error_is_that_of_the_slope():
-    # Residuals of -1, 2, -1 times c about a slope of 1: error^2 = 6 c^2 / (1 degree of freedom x spread 2).
-    found = fit.fit([1, math.e, math.e**2], [math.exp(-0.1), math.exp(1.2), math.exp(1.9)])
-    assert found.exponent == pytest.approx(1) and found.error == pytest.approx(math.sqrt(0.06 / 2))
-
-
 def test_the_least_disturbed_pass_counts_and_only_the_first_compiles():
     task, passes = AXES["batch"].task, [row(32, 2.0, compile_seconds=9.0), row(32, 1.0, compile_seconds=0.1)]
     found = fit.points({task(64): [row(64, 4.0)], task(32): passes}, AXES["batch"])
