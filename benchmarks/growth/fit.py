@@ -109,24 +109,33 @@ def compilation(found: Measured) -> str:
 
 
 def draw(found: Measured, path: pathlib.Path) -> None:
-    """Writes a PNG: for each axis a panel of seconds and below it one of memory."""
+    """Writes a PNG: for each axis a panel of milliseconds and below it one of MiB."""
     from matplotlib.figure import Figure  # not pyplot: no display and no global state
+    from matplotlib.ticker import LogLocator
 
     axes = {name: rows for name, axis in AXES.items() if len(rows := points(found, axis)) > 1}
-    figure = Figure(figsize=(3.4 * len(axes), 6), dpi=80, layout="constrained")
-    for column, (name, rows) in zip(figure.subplots(2, len(axes), squeeze=False).T, axes.items(), strict=True):
+    across = min(len(axes), 5)
+    down = -(-len(axes) // across)
+    figure = Figure(figsize=(3.4 * across, 5.6 * down), dpi=80, layout="constrained")
+    grid = figure.subplots(2 * down, across, squeeze=False)
+    for panel in grid.flat:
+        panel.set_visible(False)
+    for place, (name, rows) in enumerate(axes.items()):
         # With more devices each holds less: the state, which all hold whole, would hide it.
-        for panel, quantity in zip(
-            column, ("s/step", "temporaries" if name == "devices" else "peak bytes"), strict=True
-        ):
-            sizes, (ours, theirs) = list(rows), curves(rows, quantity)
-            grey = [value * ours[-1] / theirs[-1] for value in theirs]
-            panel.plot(sizes, grey, color=GREY, linewidth=4, label=f"required ({fit(sizes, theirs).exponent:.2f})")
-            label = f"measured ({fit(sizes, ours).exponent:.2f})"
-            panel.plot(sizes, ours, color=COLOURS[0], marker="o", markersize=4, linewidth=1.4, label=label)
-            styled(panel).set(xscale="log", yscale="log", xlabel=AXES[name].label, ylabel=quantity)
+        memory = "temporaries" if name == "devices" else "peak bytes"
+        for i, (quantity, unit, label) in enumerate((("s/step", 1e-3, "a step, ms"), (memory, MIB, f"{memory}, MiB"))):
+            panel, sizes = styled(grid[2 * (place // across) + i][place % across]), list(rows)
+            ours, theirs = (np.array(values) / unit for values in curves(rows, quantity))
+            required = f"required ({fit(sizes, theirs).exponent:.2f})"
+            panel.plot(sizes, theirs * ours[-1] / theirs[-1], color=GREY, linewidth=4, label=required)
+            measured = f"measured ({fit(sizes, ours).exponent:.2f})"
+            panel.plot(sizes, ours, color=COLOURS[0], marker="o", markersize=4, linewidth=1.4, label=measured)
+            panel.set(visible=True, xscale="log", yscale="log", xlabel=AXES[name].label, ylabel=label)
             panel.set_xticks(sizes, [f"{size:,}" for size in sizes])
             panel.set_xticks([], minor=True)
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter("{x:,g}")
+            panel.yaxis.set_minor_formatter("")
             panel.legend(frameon=False, fontsize=8)
     figure.suptitle("Measured (points, exponent in brackets) and required, scaled to the largest size (grey)")
     figure.savefig(path)

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from benchmarks.common import peak_rss
@@ -39,7 +39,7 @@ class Contest(NamedTuple):
     what: str  # the work and its sizes, in a few words
     unit: str  # what one call does, such as `step of 128 images`
     goal: float  # how many times as long a peer shall take, at least
-    contenders: dict[str, Callable[[bool], Work]]  # {label: factory}, ours first
+    contenders: Mapping[str, Callable[[bool], Work]]  # {label: factory}, ours first
     same_parameters: bool = True  # all contenders that tell their parameter counts must agree within a few per cent
     rounds: tuple[int, int] = (9, 3)  # in full and with `--quick`, unless `--rounds` says otherwise
     only_full: bool = False  # `--quick` leaves it out

@@ -114,28 +114,33 @@ def our_step(changes: dict[str, Any], quick: bool) -> Work:
     return Work(lambda: jax.block_until_ready(run()), {"parameters": count, "gflop": flops.total(config) / 1e9})
 
 
-def torch_step(changes: dict[str, Any], how: tuple, compiled: bool, quick: bool, name: str = "fashion_mnist") -> Work:
+def torch_step(changes: dict[str, Any], how: tuple, compiled: bool, quick: bool) -> Work:
     """Returns the train step of a model that `hugging_face` makes: by the function how[0] with the other arguments."""
+    from benchmarks.peers import hugging_face
+
+    step, module, inputs = _torch_step(_config(changes), how, compiled)
+    return Work(step, hugging_face.facts(module, inputs))
+
+
+def _torch_step(config, how: tuple, compiled: bool) -> tuple[Callable, Any, tuple]:
     import torch
 
     from benchmarks import torch_model
     from benchmarks.peers import hugging_face
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    config = _config(changes, name)
     module, inputs = getattr(hugging_face, how[0])(config, *how[1:])
-    step = torch_model.make_step(module, [inputs], config, mode="default" if compiled else "eager")
-    return Work(step, hugging_face.facts(module, inputs))
+    return torch_model.make_step(module, [inputs], config, mode="default" if compiled else "eager"), module, inputs
 
 
 def _loss_contest(batch: int) -> Contest:
-    contenders: dict[str, Callable] = {
-        "hybrid_jax": partial(our_loss, batch),
-        "optax, jitted": partial(optax_loss, batch),
-        "pytorch-metric-learning": partial(metric_learning_loss, batch, False),
-        "pytorch-metric-learning, torch.compile": partial(metric_learning_loss, batch, True),
-        "torch, cross entropy written by hand": partial(torch_loss, batch, False),
-        "torch, the same with torch.compile": partial(torch_loss, batch, True),
+    contenders = {
+        "hybrid_jax": partial(jax_loss, batch, False),
+        "optax, jitted": partial(jax_loss, batch, True),
+        "pytorch-metric-learning": partial(torch_loss, batch, True, False),
+        "pytorch-metric-learning, torch.compile": partial(torch_loss, batch, True, True),
+        "torch, cross entropy written by hand": partial(torch_loss, batch, False, False),
+        "torch, the same with torch.compile": partial(torch_loss, batch, False, True),
     }
     # The goal of 5 is for 4,096; elsewhere a peer shall not be faster.
     what = f"NT-Xent with gradient, B = {batch:,}, D = {DIM}"
@@ -147,53 +152,39 @@ def _embeddings(batch: int) -> list[np.ndarray]:
     return [rng.normal(size=(batch, DIM)).astype(np.float32) for _ in range(2)]
 
 
-def our_loss(batch: int, quick: bool) -> Work:
-    """Returns a call of our loss and its gradient, with the block size that the train step gets: the default."""
-    import jax.numpy as jnp
-
-    from hybrid_jax import losses
-
-    return _jax_loss(batch, lambda z1, z2: jnp.mean(losses.nt_xent(z1, z2, TEMPERATURE)))
+def _refuse(needed: int) -> None:
+    if needed > MOST_GIB * common.GIB:
+        raise MemoryError(f"needs more than {MOST_GIB} GiB: at least {needed / common.GIB:,.0f}")
 
 
-def optax_loss(batch: int, quick: bool) -> Work:
-    """Returns a call of optax's loss and its gradient."""
+def jax_loss(batch: int, library: bool, quick: bool) -> Work:
+    """Returns our loss and its gradient, with the block size that the train step gets, or optax's."""
+    import jax
     import jax.numpy as jnp
     import optax
 
-    labels = jnp.tile(jnp.arange(batch), 2)
-    return _jax_loss(batch, lambda z1, z2: optax.losses.ntxent(jnp.concatenate([z1, z2]), labels, TEMPERATURE))
+    from hybrid_jax import losses
 
-
-def _jax_loss(batch: int, loss: Callable) -> Work:
-    import jax
-
-    pair = jax.device_put(_embeddings(batch))
-    compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*pair).compile()
+    labels, pair = jnp.tile(jnp.arange(batch), 2), jax.device_put(_embeddings(batch))
+    ours = lambda z1, z2: jnp.mean(losses.nt_xent(z1, z2, TEMPERATURE))
+    theirs = lambda z1, z2: optax.losses.ntxent(jnp.concatenate([z1, z2]), labels, TEMPERATURE)
+    compiled = jax.jit(jax.value_and_grad(theirs if library else ours, (0, 1))).lower(*pair).compile()
     _refuse(compiled.memory_analysis().temp_size_in_bytes)
     return Work(lambda: jax.block_until_ready(compiled(*pair)))
 
 
-def metric_learning_loss(batch: int, compiled: bool, quick: bool) -> Work:
-    """Returns a call of pytorch-metric-learning's loss and its gradient."""
-    # It compares each positive pair, 2B of them, with each negative pair, 2B (2B - 2): as booleans, then as float32.
-    _refuse((1 + 4) * 2 * batch * 2 * batch * (2 * batch - 2))
-    from benchmarks.peers.hugging_face import library_nt_xent
-
-    return _torch_loss(batch, library_nt_xent(TEMPERATURE), compiled)
-
-
-def torch_loss(batch: int, compiled: bool, quick: bool) -> Work:
-    """Returns a call of the loss as most PyTorch code has it: the cross entropy of all similarities but the own."""
-    from benchmarks.torch_model import nt_xent
-
-    return _torch_loss(batch, partial(nt_xent, temperature=TEMPERATURE), compiled)
-
-
-def _torch_loss(batch: int, loss: Callable, compiled: bool) -> Work:
+def torch_loss(batch: int, library: bool, compiled: bool, quick: bool) -> Work:
+    """Returns pytorch-metric-learning's loss and its gradient, or the loss as most PyTorch code has it."""
+    if library:
+        # It compares each positive pair, 2B, with each negative pair, 2B (2B - 2): as booleans, then as float32.
+        _refuse((1 + 4) * 2 * batch * 2 * batch * (2 * batch - 2))
     import torch
 
+    from benchmarks.peers.hugging_face import library_nt_xent
+    from benchmarks.torch_model import nt_xent
+
     resource.setrlimit(resource.RLIMIT_AS, (MOST_GIB * common.GIB,) * 2)
+    loss = library_nt_xent(TEMPERATURE) if library else partial(nt_xent, temperature=TEMPERATURE)
     pair = [torch.from_numpy(z).requires_grad_() for z in _embeddings(batch)]
     function = torch.compile(loss) if compiled else loss
 
@@ -206,11 +197,6 @@ def _torch_loss(batch: int, loss: Callable, compiled: bool) -> Work:
             raise MemoryError(f"needs more than {MOST_GIB} GiB") from None
 
     return Work(call)
-
-
-def _refuse(needed: int) -> None:
-    if needed > MOST_GIB * common.GIB:
-        raise MemoryError(f"needs more than {MOST_GIB} GiB: at least {needed / common.GIB:,.0f}")
 
 
 def _view_contest(recipe: str, shape: tuple[int, int, int]) -> Contest:
@@ -311,5 +297,5 @@ def _start(command: tuple[str, ...], cache: str) -> None:
 
 
 if __name__ == "__main__":
-    torch_step({}, ("hybrid", "gpt2", False), "--compiled" in sys.argv, False, "quickstart").call()
+    _torch_step(_config({}, "quickstart"), ("hybrid", "gpt2", False), "--compiled" in sys.argv)[0]()
     print("step 1", flush=True)

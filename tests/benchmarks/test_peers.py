@@ -61,7 +61,7 @@ def test_ours_comes_first_and_every_contender_can_go_to_another_process():
 
 def test_what_needs_too_much_memory_is_refused_unrun():
     with pytest.raises(MemoryError, match="more than 16 GiB: at least 40"):
-        contests.metric_learning_loss(1024, compiled=False, quick=True)
+        contests.torch_loss(1024, library=True, compiled=False, quick=True)
 
 
 @pytest.mark.parametrize(
