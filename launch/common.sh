@@ -56,6 +56,13 @@ need_address() {
   done
 }
 
+# Copies what $LOCAL_DATA lacks of $DATA.
+bring_data() {
+  [[ $DRY_RUN == true ]] || command -v gcloud > /dev/null || fail "DATA=$DATA: there is no gcloud here to copy it with"
+  run mkdir -p "$LOCAL_DATA"
+  run gcloud storage rsync --recursive "$DATA" "$LOCAL_DATA"
+}
+
 # pack gs://...: uploads the checkout as it was committed last.
 pack() {
   git -C "$ROOT" diff --quiet HEAD || echo "note: changes that are not committed stay here" >&2

@@ -10,7 +10,7 @@ DATA=${DATA:-}                    # gs://BUCKET/PATH of the data; empty = none t
 MOUNT=${MOUNT:-$HOME/bucket}      # where the bucket is mounted
 LOCAL_DATA=${LOCAL_DATA:-$HOME/data}
 VENV=${VENV:-$HOME/venv}
-EXTRAS=${EXTRAS:-tpu,gcp}
+EXTRAS=${EXTRAS:-tpu}
 MAX_STUCK=${MAX_STUCK:-3}         # restarts in a row without a newer checkpoint
 
 # shellcheck source=launch/common.sh
@@ -69,7 +69,7 @@ mount_bucket
 [[ $DRY_RUN == true ]] || check_rename
 install_package
 if [[ -n $DATA ]]; then
-  run "$VENV/bin/python" -m hybrid_jax.fetch "$DATA" "$LOCAL_DATA"
+  bring_data
   # Evaluation takes everything but its own settings from the workdir, this path too.
   [[ " ${REST[*]} " == *" --mode=eval "* ]] || REST+=("--config.data.path=$LOCAL_DATA")
 fi

@@ -8,11 +8,13 @@ LOCAL_DATA=${LOCAL_DATA:-/tmp/data}
 MAX_STUCK=${MAX_STUCK:-3}
 STATE_FILE=${STATE_FILE:-$WORKDIR/launch_starts/${JOB_INDEX:-0}-${JOB_COMPLETION_INDEX:-0}}
 
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 # shellcheck source=launch/supervise.sh
-source "$(dirname "${BASH_SOURCE[0]}")/supervise.sh"
+source "$HERE/supervise.sh"
 mkdir -p "$(dirname "$STATE_FILE")"
 if [[ -n $DATA ]]; then
-  python -m hybrid_jax.fetch "$DATA" "$LOCAL_DATA"
+  bring_data
   [[ " $* " == *" --mode=eval "* ]] || set -- "$@" "--config.data.path=$LOCAL_DATA"
 fi
 start_once "$WORKDIR" python -m hybrid_jax.main "--workdir=$WORKDIR" "$@"

@@ -121,4 +121,4 @@ def test_imports_inside_functions_serve_the_start_of_a_command():
             if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
                 inside = [n for n in ast.walk(function) if isinstance(n, ast.ImportFrom)]
                 late |= {name for n in inside if (n.module or "").startswith("hybrid_jax")}
-    assert late <= {"main", "convert.__main__", "data.sources"}, late
+    assert late <= {"main", "convert", "convert.__main__", "data.sources"}, late

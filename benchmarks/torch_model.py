@@ -1,61 +1,28 @@
-"""The hybrid model in PyTorch as its users write it: nn.Linear, nn.RMSNorm, scaled_dot_product_attention.
+"""The hybrid model and its train step in PyTorch as its users write them, around blocks of any make.
 
 Sizes, masks, heads and losses are those of hybrid_jax's configs, patches of values or single palette pixels; absent
-branches are left out. Made for `torch.compile` and bfloat16 autocast; nothing here imports jax. The other
-benchmarks/torch_models.py has Hugging Face's blocks, for grey pixels on CPUs.
+branches are left out. Made for `torch.compile` and bfloat16 autocast; nothing here imports jax.
 
 Dimensions: B batch, L images with a likelihood, N patches, Q kept patches of a view, S tokens per patch, D width, M
 hidden units per token, V vocabulary.
 """
 
+import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 _FEATURES, _LEAST_UNITS, _MASKED = 8, 8, -1e30
-_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": lambda x: functional.gelu(x, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": functional.relu,
 }
-
-
-class Block(nn.Module):
-    """Attention and an MLP, each after a norm and added to its input."""
-
-    def __init__(self, width: int, heads: int, activation: str):
-        super().__init__()
-        self.heads, self.activation = heads, _ACTIVATIONS[activation]
-        self.norm1, self.norm2 = nn.RMSNorm(width, eps=1e-5), nn.RMSNorm(width, eps=1e-5)
-        self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
-        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
-
-    def forward(self, x: torch.Tensor, causal: bool) -> torch.Tensor:
-        """(B, N, D) -> (B, N, D)."""
-        b, n, d = x.shape
-        qkv = self.qkv(self.norm1(x).to(x.dtype)).view(b, n, 3, self.heads, d // self.heads)
-        mixed = functional.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4), is_causal=causal)
-        x = x + self.out(mixed.transpose(1, 2).reshape(b, n, d))
-        return x + self.down(self.activation(self.up(self.norm2(x).to(x.dtype))))
-
-
-class Stack(nn.Module):
-    """Blocks with a final norm."""
-
-    def __init__(self, width: int, heads: int, activation: str, depth: int):
-        super().__init__()
-        self.blocks = nn.ModuleList([Block(width, heads, activation) for _ in range(depth)])
-        self.norm = nn.RMSNorm(width, eps=1e-5)
-
-    def forward(self, x: torch.Tensor, causal: bool) -> torch.Tensor:
-        """(B, N, D) -> (B, N, D)."""
-        for block in self.blocks:
-            x = block(x, causal)
-        return self.norm(x).to(x.dtype)
 
 
 class MaskedHead(nn.Module):
@@ -63,7 +30,7 @@ class MaskedHead(nn.Module):
 
     def __init__(self, width: int, s: int, vocabulary: int, activation: str):
         super().__init__()
-        self.activation, units = _ACTIVATIONS[activation], max(_LEAST_UNITS, 2 * width // s)
+        self.activation, units = ACTIVATIONS[activation], max(_LEAST_UNITS, 2 * width // s)
         self.low_size = 2 ** math.ceil(math.log2(vocabulary) / 2)
         high_size = math.ceil(vocabulary / self.low_size)
         normal = lambda *shape: nn.Parameter(torch.randn(shape) * (s * shape[1]) ** -0.5)
@@ -101,28 +68,38 @@ def _nats(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), tokens.reshape(-1))
 
 
+def nt_xent(one: torch.Tensor, two: torch.Tensor, temperature: float) -> torch.Tensor:
+    """(B, E), (B, E) -> () NT-Xent as the cross-entropy of all similarities but the own."""
+    z = functional.normalize(torch.cat([one, two]))
+    numbers = torch.arange(len(z), device=z.device)
+    similarity = (z @ z.T / temperature).masked_fill(numbers[:, None] == numbers, _MASKED)
+    return functional.cross_entropy(similarity, numbers.roll(len(one)))
+
+
 class Hybrid(nn.Module):
     """The hybrid encoder-decoder of a config."""
 
-    def __init__(self, config):
+    def __init__(self, config, make_stack: Callable, contrast: Callable | None = None):
+        """Makes its blocks, modules of (x, causal), by `make_stack(config, depth)`; `contrast` replaces `nt_xent`."""
         super().__init__()
         model, objective, d = config.model, config.objective, config.model.width
         self.pixels = model.token_kind == "palette" and model.patch_size == 1
         self.vocabulary = model.palette_size if self.pixels else model.levels
         self.s = 1 if self.pixels else model.patch_size**2 * config.data.channels
-        self.n, self.temperature = math.prod(config.data.image_size) // model.patch_size**2, objective.temperature
+        self.n = math.prod(config.data.image_size) // model.patch_size**2
+        self.contrastive = contrast or functools.partial(nt_xent, temperature=objective.temperature)
         self.weights = objective.generative_weight, objective.contrastive_weight
         self.dtype = torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
-        self.activation = _ACTIVATIONS[model.activation]
-        stack = lambda depth: Stack(d, model.num_heads, model.activation, depth)
+        self.activation = ACTIVATIONS[model.activation]
         self.embedding = nn.Embedding(self.vocabulary, d) if self.pixels else nn.Linear(self.s, d)
-        self.positions, self.encoder = nn.Parameter(0.02 * torch.randn(self.n, d)), stack(model.encoder_layers)
+        self.positions = nn.Parameter(0.02 * torch.randn(self.n, d))
+        self.encoder = make_stack(config, model.encoder_layers)
         if self.weights[1]:
             pairs = itertools.pairwise([d, *model.projection_dims])
             self.projection = nn.ModuleList([nn.Linear(a, b) for a, b in pairs])
         if self.weights[0]:
             self.start, self.after = (nn.Parameter(0.02 * torch.randn(k, d)) for k in (1, self.n))
-            self.skip, self.decoder = nn.Linear(d, d, bias=False), stack(model.decoder_layers)
+            self.skip, self.decoder = nn.Linear(d, d, bias=False), make_stack(config, model.decoder_layers)
             head = nn.Linear(d, self.vocabulary, bias=False)
             self.head = head if self.pixels else MaskedHead(d, self.s, self.vocabulary, model.activation)
 
@@ -142,10 +119,7 @@ class Hybrid(nn.Module):
         for i, layer in enumerate(self.projection):
             x = layer(self.activation(x) if i else x)
         with torch.autocast(x.device.type, enabled=False):
-            z = functional.normalize(x.float())
-            itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-            similarity = (z @ z.T / self.temperature).masked_fill(itself, _MASKED)
-            return functional.cross_entropy(similarity, torch.arange(len(z), device=z.device).roll(len(z) // 2))
+            return self.contrastive(*x.float().chunk(2))
 
     def nll(self, tokens: torch.Tensor) -> torch.Tensor:
         """(L, N, S) tokens -> () mean nats per token."""
@@ -167,3 +141,44 @@ class Hybrid(nn.Module):
         if self.weights[1]:
             loss = loss + self.weights[1] * self.contrast(views, keep)
         return loss
+
+
+def random_batch(config, model: Hybrid, device: str = "cpu") -> tuple[torch.Tensor, ...]:
+    """Returns random tokens (L, N, S), ready views (2B, Q, S) and the patches they keep (2B, Q)."""
+    size = config.train.batch_size
+    kept = max(1, round(model.n * config.augment.view_keep))
+    keep = torch.rand(2 * size, model.n, device=device).argsort(1)[:, :kept].sort(1)[0]
+    draw = lambda *shape: torch.randint(model.vocabulary, shape, device=device)
+    return draw(round(size * config.train.likelihood_fraction), model.n, model.s), draw(2 * size, kept, model.s), keep
+
+
+def make_step(
+    model: nn.Module, batches: Sequence[tuple[torch.Tensor, ...]], config, device: str = "cpu", mode: str = "default"
+) -> Callable[[], torch.Tensor]:
+    """Returns a call of one train step on the next of the batches, which returns the loss.
+
+    The step: loss, gradient, clipping, fused AdamW and, where the config has one, the average of the parameters. `mode`
+    is torch.compile's, or `eager`.
+    """
+    c, parameters = config.optimizer, list(model.parameters())
+    optimizer = torch.optim.AdamW(
+        parameters, lr=c.learning_rate, betas=(0.9, c.b2), weight_decay=c.weight_decay, fused=True
+    )
+    average = [p.detach().clone() for p in parameters] if config.train.ema_decay else []
+    options: dict[str, Any] = {} if mode == "default" else {"mode": mode}
+    run = model if mode == "eager" else torch.compile(model, dynamic=False, **options)
+    half, turns = config.model.dtype == "bfloat16", itertools.cycle(batches)
+
+    def step() -> torch.Tensor:
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=half):
+            loss = run(*next(turns))
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, c.clip_norm, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if average:
+            with torch.no_grad():
+                torch._foreach_lerp_(average, parameters, 1 - config.train.ema_decay)
+        return loss.detach()
+
+    return step
