@@ -1,6 +1,6 @@
-"""The joint anomaly score of a checkpoint: fitted on validation images, stored beside it, restored.
+"""Saves and restores the fitted joint anomaly score of a checkpoint.
 
-`anomaly/<step>.npz` in the workdir holds what was fitted, with a checksum of the parameters it was fitted to.
+`anomaly/<step>.npz` in the workdir holds the fitted statistics, with a checksum of the parameters they belong to.
 """
 
 import json
@@ -20,7 +20,7 @@ FORMAT = 1
 
 
 def measured(measures: dict[str, np.ndarray]) -> Measures:
-    """Returns the measures of a batch of images, given what `models.hybrid.measures` returned."""
+    """Returns the measures of a batch of images from the result of `models.hybrid.measures`."""
     patches = measures.get("patch_log_prob")
     return Measures(
         default=measures["default"],
@@ -31,7 +31,7 @@ def measured(measures: dict[str, np.ndarray]) -> Measures:
 
 
 def joined(parts: list[Measures]) -> Measures:
-    """Returns the measures of several chunks, one after the other."""
+    """Returns the measures of several chunks, concatenated."""
     names = vars(parts[0])
     columns: dict[str, list[Any]] = {name: [getattr(part, name) for part in parts] for name in names}
     whole: dict[str, Any] = {k: None if v[0] is None else np.concatenate(v) for k, v in columns.items()}
@@ -39,9 +39,9 @@ def joined(parts: list[Measures]) -> Measures:
 
 
 def save(workdir: str | os.PathLike, model, score: JointScore) -> None:
-    """Writes `anomaly/<step>.npz`, whole or not at all; of several processes the first does.
+    """Writes `anomaly/<step>.npz` atomically, from the first process only.
 
-    Those of checkpoints that are gone are removed.
+    Files of deleted checkpoints are removed.
     """
     about = {
         "format": FORMAT,
@@ -58,10 +58,10 @@ def save(workdir: str | os.PathLike, model, score: JointScore) -> None:
 
 
 def load(model) -> JointScore:
-    """Reads what `save` wrote for a model's checkpoint.
+    """Returns the score saved for a model's checkpoint.
 
     Raises:
-      UserError: there is nothing, it cannot be read, or it was fitted to other parameters.
+      UserError: there is no file, it cannot be read, or it was fitted to other parameters.
     """
     found = find(model)
     if found is None:
@@ -70,7 +70,7 @@ def load(model) -> JointScore:
 
 
 def find(model) -> JointScore | None:
-    """As `load`, but None where the checkpoint has no statistics."""
+    """As `load`, but returns None if the checkpoint has no statistics."""
     path = None if model.workdir is None else path_of(model.workdir, model.step)
     if path is None or not path.exists():
         return None
@@ -89,7 +89,7 @@ def find(model) -> JointScore | None:
 
 
 def path_of(workdir: str | os.PathLike, step: int) -> pathlib.Path:
-    """Returns where the statistics of a step's checkpoint lie."""
+    """Returns the path of the statistics of a step's checkpoint."""
     return pathlib.Path(workdir) / "anomaly" / f"{step}.npz"
 
 

@@ -18,14 +18,14 @@ def evaluate(
     """Fits the score and, where the store has a workdir, writes `anomaly/<step>.npz`.
 
     Args:
-      features: of a model and its data.
+      features: store of a model and its data.
       config: resolved; `eval.anomaly` is read.
       floors: not used.
-      log: takes a line on what was fitted.
+      log: takes a line about the fit.
       between: not used.
 
     Returns:
-      No results: how well the score tells outliers is what `ood` measures.
+      No results: the evaluator `ood` measures the score.
 
     Raises:
       Skipped: there are too few images.
@@ -34,17 +34,17 @@ def evaluate(
     if score is None:
         raise Skipped(f"fewer than {FEWEST_IMAGES} validation images")
     about = score.about
-    alone = "" if features.model.has_likelihood else "; without a likelihood it is the distance of features alone"
+    alone = "" if features.model.has_likelihood else "; no likelihood, so it is the distance of features alone"
     log(f"anomaly score: fitted on {about['n']:,} {about['split']} images{alone}")
     if about["split"] == "train":
-        log("anomaly score: there is no validation split; on images that the model was trained on it is too strict")
+        log("anomaly score: no validation split; a score fitted on training images is too strict")
     if features.workdir is not None:
         anomaly_fit.save(features.workdir, features.model, score)
     return []
 
 
 def fitted(features: FeatureStore, config) -> JointScore | None:
-    """Fits the joint score of an evaluation's model, once; None where none is asked for or the images are too few."""
+    """Returns the joint score, fitted once per store; None if it is turned off or there are too few images."""
     return features.once("joint score", lambda: _fitted(features, config.eval.anomaly.num_images))
 
 
@@ -53,7 +53,7 @@ def _fitted(features: FeatureStore, limit: int) -> JointScore | None:
     images = getattr(data, split).images[:limit]
     if len(images) < FEWEST_IMAGES:
         return None
-    # Axes of many training images: validation images are too few for directions of little variance.
+    # Axes from training images: there are too few validation images for directions of low variance.
     axes = white_axes(features.first("train", AXES_IMAGES)[features.model.measured_layers[1]])
     measures = features.model.measures(images)
     about = {"n": len(images), "split": split, "n_axes": min(AXES_IMAGES, len(data.train.images))}

@@ -1,1 +1,1 @@
-"""A trained model in use: features, likelihoods, samples and completions, from a workdir alone."""
+"""Inference with a trained model from its workdir: features, likelihoods, samples and completions."""

@@ -208,7 +208,7 @@ def test_a_small_class_gives_all_it_has():
     data.train.labels = np.where(np.arange(900) < 7, 10, data.train.labels)
     rows = evaluators.evaluate(pixel_model(), data, config(shares=(), per_class=(3, 10)))
     assert [row["n_train"] for row in rows[:4]] == [33, 33, 107, 107]
-    assert [row.get("note") for row in rows[:4]] == [None] * 2 + ["a class with fewer images gives all it has"] * 2
+    assert [row.get("note") for row in rows[:4]] == [None] * 2 + ["all images of classes that have fewer"] * 2
 
 
 @pytest.mark.parametrize(
