@@ -1,1 +1,1 @@
-"""Image sets that tfds has prepared, read without TensorFlow."""
+"""Prepared TensorFlow Datasets (tfds), read without TensorFlow."""
