@@ -38,8 +38,7 @@ def reference_gradient(z1, z2, temperature, weights):
     return by_z[:n], by_z[n:]
 
 
-@pytest.mark.parametrize("block_size", [None, 1, 3, 8, 24, 1000])
-@pytest.mark.parametrize("temperature", [0.07, 0.5])
+@pytest.mark.parametrize(("block_size", "temperature"), [(None, 0.07), (1, 0.5), (5, 0.07), (24, 0.5), (1000, 0.07)])
 def test_nt_xent_equals_float64_in_value_and_gradient(block_size, temperature):
     rng = np.random.default_rng(0)
     # Raw inputs: norms far from one and different for each row.
@@ -54,8 +53,7 @@ def test_nt_xent_equals_float64_in_value_and_gradient(block_size, temperature):
         assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
 
 
-@pytest.mark.parametrize("block_size", [1, 7, None])
-def test_nt_xent_gradient_equals_automatic_one_of_the_plain_formula(block_size):
+def test_nt_xent_gradient_equals_automatic_one_of_the_plain_formula():
     def plain(z1, z2, temperature):
         z = jnp.concatenate([z1, z2])
         z /= jnp.linalg.norm(z, axis=1, keepdims=True)
@@ -69,7 +67,7 @@ def test_nt_xent_gradient_equals_automatic_one_of_the_plain_formula(block_size):
     with jax.enable_x64(True):
         want = jax.grad(lambda *x: jnp.sum(weights * plain(*x)), (0, 1, 2))(z1, z2, 0.2)
     # The temperature is traced too.
-    blocked = lambda a, b, t: jnp.sum(weights * nt_xent(a, b, t, block_size))
+    blocked = lambda a, b, t: jnp.sum(weights * nt_xent(a, b, t, 7))
     got = jax.jit(jax.grad(blocked, (0, 1, 2)))(z1, z2, 0.2)
     for one, other in zip(got, want, strict=True):
         assert np.abs(one - np.asarray(other)).max() <= 5e-6 * np.abs(other).max()

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import pathlib
 import pickle
 import re
 import shutil
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import printed
 import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
@@ -28,7 +28,6 @@ from hybrid_jax.evaluate import evaluate_workdir
 from hybrid_jax.models import hybrid, tokens
 from hybrid_jax.storage import checkpoint
 
-ROOT = pathlib.Path(__file__).parents[2]
 COLOURS, SIDE, WIDTH, DEPTH = 8, 4, 8, 2
 CONFIG = {"model_type": "imagegpt", "vocab_size": COLOURS + 1, "n_positions": SIDE**2, "n_embd": WIDTH}
 CONFIG |= {"n_layer": DEPTH, "n_head": 2, "n_inner": None, "layer_norm_epsilon": 1e-05}
@@ -108,7 +107,7 @@ def test_a_converted_workdir_is_evaluated_also_by_image_gpts_own_probes(workdir,
     assert "nats_per_token" in {row["metric"] for row in rows}
 
 
-def test_a_converted_workdir_is_forked_but_not_resumed(workdir, model, mesh_of, tmp_path, monkeypatch):
+def test_a_converted_workdir_is_forked_but_not_resumed(workdir, model, mesh_of, tmp_path, one_device):
     config = config_lib.from_dict(json.loads((workdir / "config.json").read_text()))
     lines, spec = [], tokens.TokenSpec.from_config(config)
     run = initialize.Run(config, tmp_path, mesh_of(1), spec, None, None, None, str(workdir), lines.append)
@@ -235,11 +234,9 @@ def test_what_image_gpt_cannot_be_names_the_field(model, field, value, allowed):
         image_gpt.check_is_image_gpt(config)
 
 
-def test_the_readmes_lines_read_every_parameter_bit_for_bit(trained, workdir, tmp_path, monkeypatch):
+def test_the_printed_lines_read_every_parameter_bit_for_bit(trained, workdir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (code,) = (
-        c for c in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S) if "safe_open" in c
-    )
+    code = printed.python_block("safe_open")
     for source in (trained, workdir):
         assert convert_cli.main(["to_safetensors", f"--workdir={source}", "--output=weights.safetensors"]) == 0
         found = {}
