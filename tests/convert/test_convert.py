@@ -107,7 +107,7 @@ def test_a_converted_workdir_is_evaluated_also_by_image_gpts_own_probes(workdir,
     assert "nats_per_token" in {row["metric"] for row in rows}
 
 
-def test_a_converted_workdir_is_forked_but_not_resumed(workdir, model, mesh_of, tmp_path, one_device):
+def test_a_converted_workdir_is_forked_but_not_resumed(workdir, model, mesh_of, tmp_path, one_device, monkeypatch):
     config = config_lib.from_dict(json.loads((workdir / "config.json").read_text()))
     lines, spec = [], tokens.TokenSpec.from_config(config)
     run = initialize.Run(config, tmp_path, mesh_of(1), spec, None, None, None, str(workdir), lines.append)
@@ -116,7 +116,6 @@ def test_a_converted_workdir_is_forked_but_not_resumed(workdir, model, mesh_of, 
     jax.tree.map(np.testing.assert_array_equal, state.params, model.params)
     np.testing.assert_array_equal(state.palette.nearest, model.palette.nearest)
     assert lines[-1].endswith("new: nothing")
-    monkeypatch.setattr(initialize.sharding, "make_mesh", lambda config: mesh_of(1))
     with pytest.raises(UserError, match=f"without an optimizer; begin another run with --fork_from={workdir}"):
         train.train_and_evaluate(config, workdir, lines.append)
     with pytest.raises(UserError, match=f"--workdir={workdir}: has checkpoints already"):
