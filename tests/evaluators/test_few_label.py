@@ -23,6 +23,7 @@ def digits():
 
 def config(seed=0, **changes):
     c = config_lib.default_config()
+    c.eval.anomaly.num_images = 0
     c.seed, c.eval.evaluators = seed, ("few_label",)
     c.eval.few_label.update(changes)
     config_lib.validate(c)
