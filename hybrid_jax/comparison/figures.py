@@ -6,7 +6,7 @@ from hybrid_jax.comparison.claims import LIKELIHOODS
 from hybrid_jax.comparison.table import COLUMNS, values
 from hybrid_jax.report.plots import COLOURS, DARK, GREY, figure_uri, new_figure
 
-_FARTHEST = 3  # spreads of the runs: a floor beyond would squeeze them into a dot
+_FARTHEST = 3  # ranges of the runs: a floor further away would squeeze them into a dot
 VERDICT_COLOURS = {"supported": COLOURS[2], "not supported": COLOURS[1], "undecided": COLOURS[0]}
 
 
@@ -14,7 +14,7 @@ def claims(rows: list[dict]) -> tuple[str, str]:
     """Draws the differences of one table, each in units of its margin.
 
     Args:
-      rows: of `claims.judge`, of one arm and table.
+      rows: results of `claims.judge` for one arm and table.
 
     Returns:
       PNG data URI and caption.
@@ -37,24 +37,24 @@ def claims(rows: list[dict]) -> tuple[str, str]:
         )
     axes.set_yticks(range(len(drawn)), [row["claim"] for row in drawn])
     axes.invert_yaxis()
-    axes.set(xlim=(low, high), xlabel="hybrid minus reference, in margins; -1 = the most it may lose")
+    axes.set(xlim=(low, high), xlabel="hybrid minus reference, in units of the margin")
     caption = (
         "Difference between the hybrid and the reference arm of each claim. Bars reach from the lower to the upper "
-        "bound (95% each). A bar to the right of the dashed line: supported; to the left: not supported; across it: "
-        "undecided. Open circle: the premise was not reproduced, so the bar decides nothing."
+        "bound (95% each). Bar to the right of the dashed line (minus the margin): supported; to the left: not "
+        "supported; across it: undecided. Open circle: premise not reproduced, so the claim is not decided."
     )
     return figure_uri(figure), caption
 
 
 def _in_margins(row: dict, value: float) -> float:
-    """A difference as a multiple of the margin; of the likelihood, whose row has the margin subtracted, likewise."""
+    """A difference as a multiple of the margin; rows of the likelihood have the margin subtracted."""
     if row["metric"] not in LIKELIHOODS:
         return value / row["margin"]
     return -value / ((row["margin"] - 1) * row["reference_value"]) - 1
 
 
 def runs(result: dict) -> list[tuple[str, str]]:
-    """Draws every run: one figure a metric, one line an arm, one dot a seed.
+    """Draws every run: one figure per metric, one line per arm, one dot per seed.
 
     Returns:
       (PNG data URI, name of the metric) of each figure.
@@ -107,7 +107,7 @@ def pairs(result: dict) -> tuple[str, str]:
 
 
 def trade_off(result: dict) -> tuple[str, str] | None:
-    """Draws accuracy against likelihood of every arm that has both; None where fewer than three have."""
+    """Draws accuracy against likelihood of every arm that has both; None for fewer than three arms."""
     found = values(result["runs"])
     metric = next((name for name in LIKELIHOODS if any(m == name for _, m in found)), None)
     arms = [arm for arm in dict.fromkeys(row["arm"] for row in result["runs"]) if (arm, metric) in found]
@@ -127,5 +127,5 @@ def trade_off(result: dict) -> tuple[str, str] | None:
     axes.set(xlabel=f"{COLUMNS[metric]} (left is better)", ylabel="linear probe")
     caption = "Trade-off between discrimination and likelihood: up and left is better."
     if best:
-        caption += " Dashed: 2% above the generative arm, the most that the claim allows."
+        caption += " Dashed: 2% above the generative arm, the margin of the claim."
     return figure_uri(figure), caption

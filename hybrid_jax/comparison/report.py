@@ -1,4 +1,4 @@
-"""The report of a comparison: one page for a reader who knows neither the method nor this package."""
+"""The report of a comparison: one page that presumes no knowledge of the method or the package."""
 
 from hybrid_jax.comparison import figures, statistics, table
 from hybrid_jax.comparison.claims import ALL, EQUAL_FLOPS, EQUAL_STEPS, HOLDS, WHOLE
@@ -6,16 +6,16 @@ from hybrid_jax.report import page as html_page
 from hybrid_jax.report.page import Section, cell, figure, grid, paragraph
 
 _TONES = {statistics.SUPPORTED: "good", HOLDS: "good", statistics.NOT_SUPPORTED: "bad"}
-_QUESTION = (
-    "Is one network trained with both losses as discriminative as contrastive learning, as robust as generative "
-    "pre-training, and as good a model of the images? "
+_CLAIMS = (
+    "The claims: one network trained with both losses is as discriminative as contrastive learning, as robust as "
+    "generative pre-training, and as good a model of the images. "
 )
-_ANSWERS = {
-    HOLDS: "In these runs it is: all three claims are supported.",
-    statistics.NOT_SUPPORTED: "In these runs it is not: at least one claim is contradicted.",
-    statistics.NOT_REPRODUCED: "These runs cannot answer this: one of the pure arms lacks the advantage that the "
-    "hybrid is supposed to keep.",
-    statistics.UNDECIDED: "These runs do not decide it: the differences are too small for this many seeds and test "
+_OUTCOMES = {
+    HOLDS: "These runs support all three.",
+    statistics.NOT_SUPPORTED: "These runs contradict at least one.",
+    statistics.NOT_REPRODUCED: "These runs cannot decide: one of the pure arms lacks the advantage that the hybrid is "
+    "supposed to keep.",
+    statistics.UNDECIDED: "These runs are undecided: the differences are too small for this many seeds and test "
     "images.",
 }
 _ARMS = (
@@ -46,7 +46,7 @@ _ABOUT = {
 
 
 def page(result: dict, data) -> str:
-    """Returns the HTML of what `compare.json` holds; `data` says how many images there were."""
+    """Returns the HTML page of the content of `compare.json` and the data set compared on."""
     where = {"embedded": "the embedded Fashion-MNIST subset"}.get(data.name, data.name)
     counts = f"{len(data.train.images):,} training images, {len(data.test.images):,} test images"
     seeds = f"{len(result['seeds'])} seed" + "s" * (len(result["seeds"]) > 1)
@@ -63,16 +63,16 @@ def page(result: dict, data) -> str:
         *([("Discrimination against likelihood", figure(*curve, beside=True))] if curve else []),
         ("Method", _method(result)),
     ]
-    return html_page.page(f"Can one network do both? Hybrid pre-training on {where}", head, sections)
+    return html_page.page(f"Hybrid, generative and contrastive pre-training on {where}", head, sections)
 
 
 def lead(result: dict) -> str:
-    """Returns the answer in two sentences."""
+    """Returns the claims and their outcome in two sentences."""
     whole = [row for row in result["claims"] if (row["claim"], row["table"]) == (ALL, EQUAL_STEPS)]
     if not whole:
-        return "No claim is judged: this takes the arms generative, contrastive and a hybrid."
+        return "No claim is judged: that needs the arms generative, contrastive and a hybrid."
     note = " At equal computation the verdict differs, see below." if whole[0].get("note") else ""
-    return _QUESTION + _ANSWERS[whole[0]["verdict"]] + note
+    return _CLAIMS + _OUTCOMES[whole[0]["verdict"]] + note
 
 
 def _verdict_sections(claims: list[dict], arms: list[str]) -> list[Section]:
@@ -99,7 +99,7 @@ def _verdict_row(row: dict) -> list[str]:
 
 
 def _others(claims: list[dict], arms: list[str]) -> str:
-    """The verdicts on further hybrids, one line each and table."""
+    """The verdicts on further hybrids, one line per hybrid and comparison."""
     names = {"C1": "C1", WHOLE: WHOLE, "C3": "C3", ALL: "all three"}
     found = {(row["arm"], row["table"], row["claim"]): row["verdict"] for row in claims}
     lines = []
@@ -129,7 +129,7 @@ def _method(result: dict) -> str:
     settings = "; ".join(f"{base}: {chosen or 'the config unchanged'}" for base, chosen in tuned.items())
     tries, share = result["config"]["compare"]["trials"], result["config"]["compare"]["trial_share"]
     parts = [
-        "Differences are taken seed by seed on the same test images. Their bounds are mean ∓ t(.95, S - 1) "
+        "Differences are taken per seed on the same test images. Their bounds are mean ∓ t(.95, S - 1) "
         "√(var / S + v), where var is the variance over the S seeds and v the variance due to the choice of test "
         "images (for a mean its variance over images, else a bootstrap). A claim is supported if the lower bound lies "
         "above minus the margin, not supported if the upper bound lies below it, and undecided otherwise.",

@@ -27,7 +27,7 @@ Values = dict[tuple[str, str], list[float]]
 
 
 def values(runs: list[dict]) -> Values:
-    """Returns {(arm, metric): one value a seed}."""
+    """Returns {(arm, metric): one value per seed}."""
     found: Values = collections.defaultdict(list)
     for row in runs:
         found[row["arm"], row["metric"]].append(row["value"])
@@ -49,7 +49,7 @@ def amount(metric: str, value: float | None) -> str:
 
 
 def difference(row: dict) -> tuple[str, str]:
-    """Returns a claim's difference and its bounds; of the likelihood in per cent of the reference."""
+    """Returns a claim's difference and its bounds; for the likelihood in per cent of the reference."""
     if row["metric"] not in LIKELIHOODS or "reference_value" not in row:
         low, high = (amount(row["metric"], row[key]) for key in ("lower", "upper"))
         return amount(row["metric"], row["estimate"]), f"[{low}, {high}]"
@@ -64,7 +64,7 @@ def margin(row: dict) -> str:
 
 
 def premise(row: dict) -> str:
-    """Returns the premise of a verdict and whether the runs show it; empty where there is none."""
+    """Returns the premise of a verdict and whether the runs show it; empty if there is none."""
     found = row["premise"]
     if found is None:
         return ""
@@ -85,12 +85,12 @@ def text(result: dict) -> str:
             rows = [row for row in result["claims"] if (row["arm"], row["table"]) == (arm, table)]
             lines += [f"claims about {arm}, {table}:"] * bool(rows) + [_line(row) for row in rows]
     if not result["claims"]:
-        lines.append("no claim is judged: this takes the arms generative, contrastive and a hybrid")
+        lines.append("no claim is judged: that needs the arms generative, contrastive and a hybrid")
     return "\n".join(lines)
 
 
 def measured(result: dict) -> list[list[str]]:
-    """Returns a table of the metrics, its heads first: a row for each arm, and one for the floors."""
+    """Returns a table of the metrics: a header, a row for each arm, and one for the floors."""
     found = values(result["runs"])
     floors = {row["metric"]: row["value"] for row in result["floors"]}
     metrics = [name for name in COLUMNS if name in floors]
