@@ -119,7 +119,7 @@ def test_the_step_is_the_newest_undamaged_the_best_or_the_one_that_was_asked_for
         tmp_path / "none": "none holds no checkpoint; must be the workdir of a run",
         tmp_path / "other": "other holds no checkpoint; must be the workdir of a run",
         f"{old}@4": "@4: must be latest, best or one of 5, 8",
-        f"{old}@best": "chose no checkpoint.best_metric",
+        f"{old}@best": "has no checkpoint.best_metric",
         f"{old}@8": "all matching checkpoints are damaged",
     }.items():
         with pytest.raises(UserError, match=f"--fork_from=.*{words}"):

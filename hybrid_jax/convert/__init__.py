@@ -1,4 +1,4 @@
-"""Weights from other programs and for other programs; `python -m hybrid_jax.convert` is the command."""
+"""Import and export of weights; see `python -m hybrid_jax.convert --help`."""
 
 import contextlib
 import os
@@ -22,27 +22,27 @@ def from_image_gpt(
     scan_layers: bool = False,
     say: Say = print,
 ) -> None:
-    """Makes a workdir, with a checkpoint at step 0, of a Hugging Face Image GPT.
+    """Converts a Hugging Face Image GPT to a workdir with a checkpoint at step 0.
 
-    `hybrid_jax.load`, `--mode=eval`, `--mode=embed` and `--fork_from` take it; `--mode=train` refuses it, since there
-    is no optimizer state.
+    The workdir works with `hybrid_jax.load`, `--mode=eval`, `--mode=embed` and `--fork_from`, but not with
+    `--mode=train`, since there is no optimizer state.
 
     Args:
-      source: the folder with `config.json`, `model.safetensors`, `preprocessor_config.json`.
-      workdir: to be made; without checkpoints where it exists.
-      palette: an .npy of (K, 3) colours in [-1, 1], where the folder has none.
-      data: fields of our config by dotted name, `data.name` and the like: what the model is evaluated on.
+      source: folder with `config.json`, `model.safetensors`, `preprocessor_config.json`.
+      workdir: folder to write; must have no checkpoints if it exists.
+      palette: an .npy file of (K, 3) colours in [-1, 1], if the folder has none.
+      data: `data` fields of the config by dotted name, for the data to evaluate on.
       scan_layers: as `model.scan_layers`.
-      say: takes lines for the user.
+      say: function that prints a line.
 
     Raises:
-      UserError: the folder cannot be read or is of another model, or the workdir has checkpoints.
+      UserError: the folder cannot be read or has another model, or the workdir has checkpoints.
     """
     from hybrid_jax.convert import image_gpt
     from hybrid_jax.storage import checkpoint
 
     if any(path.name.isdigit() or "damaged" in path.name for path in checkpoint.directory(workdir).glob("*")):
-        raise UserError(f"--workdir={workdir}: has checkpoints already; choose another")
+        raise UserError(f"--workdir={workdir}: already has checkpoints; choose another --workdir")
     npy = None if palette is None else pathlib.Path(palette)
     fields, params, colours = image_gpt.read_folder(pathlib.Path(source), npy, scan_layers)
     config = config_lib.default_config()
@@ -54,8 +54,8 @@ def from_image_gpt(
         f"{config.model.decoder_layers} blocks of width {config.model.width}, {len(colours)} colours, {side} x {side}"
     )
     say(f"wrote {workdir}: {count:,} parameters, {model}, step 0")
-    chosen = "" if "data.name" in (data or {}) else " (--data_name chooses)"
-    say(f"to be evaluated on data.name={config.data.name!r}{chosen}, in batches of {config.eval.batch_size}")
+    chosen = "" if "data.name" in (data or {}) else " (set by --data_name)"
+    say(f"evaluation: data.name={config.data.name!r}{chosen}, batches of {config.eval.batch_size}")
 
 
 def _write(
@@ -71,7 +71,7 @@ def _write(
 
     with writable(workdir):
         checkpoint.directory(workdir).mkdir(parents=True, exist_ok=True)
-    # The pixels' table is not saved: it follows from the colours.
+    # The table of nearest colours is not saved.
     palette = tokens.Palette(jnp.asarray(colours), None)
     arrays = unflatten_dict({name: jnp.asarray(value) for name, value in params.items()}, sep="/")
     state = TrainState(jnp.zeros((), jnp.int32), arrays, None, None, palette)

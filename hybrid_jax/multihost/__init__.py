@@ -1,1 +1,1 @@
-"""Several processes as one run: how they start, agree, and stop together."""
+"""Runs with several processes: start, coordination, preemption."""

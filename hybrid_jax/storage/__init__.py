@@ -1,1 +1,1 @@
-"""What must survive a run that is killed: checkpoints, files written whole, the lock of a workdir."""
+"""Persistent state of a run: checkpoints, atomic file writes, the lock of a workdir."""

@@ -1,7 +1,7 @@
-"""One training run at a time in a workdir: `train.lock` is a lease that its holder refreshes while it lives.
+"""Lock of a workdir, for one training run at a time: `train.lock` is a lease that its holder refreshes.
 
-A holder on this machine is looked up by its process; one elsewhere (another host, or another container) is gone once
-its lease has not been refreshed for `LEASE_SECONDS`.
+A holder on this machine is checked by its process id; one elsewhere (another host or container) counts as dead if its
+lease was not refreshed for `LEASE_SECONDS`.
 """
 
 import contextlib
@@ -22,23 +22,23 @@ LEASE_SECONDS, REFRESH_SECONDS = 60.0, 5.0
 
 @contextlib.contextmanager
 def held(workdir: str | os.PathLike, log: Callable[[str], None] = print) -> Iterator[Callable[[], None]]:
-    """Holds a workdir for one training run; of several processes only the first does.
+    """Locks a workdir for one training run, on the first process only.
 
     Args:
-      workdir: must exist.
-      log: takes the line about a dead holder, or about waiting for a holder elsewhere.
+      workdir: an existing folder.
+      log: function that prints a line, about a dead holder or about waiting.
 
     Yields:
-      check(): takes the lease again where its file was removed; raises StorageError once another run holds it.
+      check(): renews the lease if its file was removed; raises StorageError if another run holds it.
 
     Raises:
-      UserError: another run holds it, or the file cannot be written; the message names the holder and the file.
+      UserError: another run holds the lock, or the file cannot be written; the message names holder and file.
     """
     if not is_first():
         yield lambda: None
         return
     path = pathlib.Path(workdir) / NAME
-    # Threads share the lease: what asks for a check need not be what took it.
+    # Shared by threads: `check` may be called from another thread.
     lease = SoftFileLease(
         path, lease_duration=LEASE_SECONDS, heartbeat_interval=REFRESH_SECONDS, timeout=0, thread_local=False
     )
@@ -71,22 +71,24 @@ def _take(lease: SoftFileLease, workdir: str | os.PathLike, path: pathlib.Path, 
         except Timeout:
             if before is not None and before.hostname == _this_host():
                 raise
-            log(f"{_told(before)} may still train here: waiting up to {LEASE_SECONDS:.0f} s for a sign of life ...")
+            log(
+                f"{_told(before)} may still train here: waiting up to {LEASE_SECONDS:.0f} s for its lease to expire ..."
+            )
             try:
                 lease.acquire(timeout=1.5 * LEASE_SECONDS, poll_interval=min(1.0, LEASE_SECONDS / 10))
             except Timeout:
                 if path.stat().st_size:
                     raise
-                # Its holder was killed before it wrote its name.
+                # The holder was killed before it wrote its record.
                 path.unlink()
                 lease.acquire()
     except Timeout as error:
         raise UserError(
             f"--workdir={workdir}: {_told(lease.owner)} trains here; wait for it, stop it, or choose another --workdir "
-            f"(if that is wrong, remove {path})"
+            f"(if it no longer runs, remove {path})"
         ) from error
     if found:
-        log(f"{_told(before)} trained here and is gone: taking over")
+        log(f"{_told(before)} trained here and has ended: taking over its lock")
 
 
 def _told(owner: OwnerRecord | None) -> str:
@@ -94,6 +96,6 @@ def _told(owner: OwnerRecord | None) -> str:
 
 
 def _this_host() -> str | None:
-    """Returns this machine's name as leases hold it, which tells apart containers of one host."""
+    """Returns this machine's name in leases, which differs between containers of one host."""
     with tempfile.TemporaryDirectory() as folder, SoftFileLease(os.path.join(folder, NAME)) as own:
         return None if own.owner is None else own.owner.hostname

@@ -1,1 +1,1 @@
-"""What has no subject of this package: the command line, the process, images in a grid."""
+"""Utilities: command line, runtime environment, image grids."""

@@ -1,4 +1,4 @@
-"""The process around a run: caches between runs, this host's cores and memory, whether an accelerator is there."""
+"""Runtime environment: cache folders, the compilation cache, CPU cores and memory, platform detection."""
 
 import ctypes
 import glob
@@ -15,19 +15,16 @@ _MOST = 2**31 - 1
 
 
 def cache_folder(path: str = "") -> pathlib.Path:
-    """Returns the folder of all that is kept.
-
-    That is `path`; where it is empty $HYBRID_JAX_CACHE, else hybrid_jax in the user's cache folder.
-    """
+    """Returns the cache folder: `path`, or if empty $HYBRID_JAX_CACHE, or hybrid_jax in the user's cache folder."""
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hybrid_jax"
     return pathlib.Path(path or os.environ.get("HYBRID_JAX_CACHE") or cache).expanduser()
 
 
 def keep_compiled_programs() -> None:
-    """Lets JAX find what an earlier process compiled; call it before JAX is imported.
+    """Enables JAX's persistent compilation cache; call it before JAX is imported.
 
-    On a GPU what autotuning found is kept too. $JAX_COMPILATION_CACHE_DIR is respected (empty = nothing is kept), and
-    so is a folder that cannot be written.
+    On GPUs it includes autotuning results. Does nothing if $JAX_COMPILATION_CACHE_DIR is set (empty = no cache) or the
+    folder is not writable.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -38,12 +35,12 @@ def keep_compiled_programs() -> None:
         return
     if os.access(folder, os.W_OK):
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-        # JAX leaves out what took less than a second; of an evaluation's programs that is half.
+        # By default JAX skips programs that compile in less than a second, half of those of an evaluation.
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 def processor() -> str:
-    """Programs for CPUs hold instructions of the kind they were compiled on; homes are shared by several kinds."""
+    """Returns an identifier of the CPU type: compiled programs are specific to it, and machines may share a home."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -53,7 +50,7 @@ def processor() -> str:
 
 
 def cpu_only() -> bool:
-    """Returns whether JAX will run on this host's CPU alone; does not let it look for devices."""
+    """Returns whether JAX will use only this host's CPU, without initialising devices."""
     if chosen := os.environ.get("JAX_PLATFORMS"):
         return chosen == "cpu"
     devices = ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
@@ -66,12 +63,12 @@ def _cut_into_devices() -> bool:
 
 
 def reuse_memory() -> None:
-    """Lets a CPU program find the memory that its last call freed; call it before JAX looks for its devices.
+    """Keeps memory between calls of a CPU program; call it before JAX initialises devices.
 
-    XLA asks malloc for all temporaries of a call at once, and glibc maps what is that large anew each time: a train
-    step of 150 MB takes 37,000 new pages, over a quarter of its time (docs/performance.md). Both settings are needed:
-    what the main thread frees stays in the process, and the main thread is the one that runs programs. Where a host is
-    cut into several devices other threads run them; there, without glibc, and with an accelerator nothing is changed.
+    XLA allocates all temporaries of a call at once, and glibc maps such large blocks anew each time: a train step with
+    150 MB faults 37,000 new pages, over a quarter of its time (docs/performance.md). The malloc settings keep memory
+    freed by the main thread, and synchronous dispatch makes the main thread run programs. Does nothing with several
+    CPU devices (other threads run programs), without glibc, or with an accelerator.
     """
     if _cut_into_devices() or not cpu_only() or sys.platform != "linux":
         return
@@ -83,10 +80,10 @@ def reuse_memory() -> None:
 
 
 def use_all_cores() -> None:
-    """Makes each core of a host without accelerators a device, where nobody chose another number.
+    """Makes each CPU core a device, on hosts without accelerators and unless a number of devices is set.
 
-    Call it before JAX looks for its devices. The steps of sampling are too small to be cut over cores one by one;
-    images are not. Not beyond 8 devices, as each has the parameters to itself.
+    Call it before JAX initialises devices. Steps of sampling are too small to split over cores, so images are
+    distributed instead. At most 8 devices, since each holds a copy of the parameters.
     """
     if _cut_into_devices() or not cpu_only():
         return
@@ -94,12 +91,12 @@ def use_all_cores() -> None:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jax.config.update("jax_num_cpu_devices", min(cores, 8))
-    # Several devices run at once only if none of them is run by the calling thread.
+    # Devices run in parallel only with asynchronous dispatch.
     jax.config.update("jax_cpu_enable_async_dispatch", True)
 
 
 def on_accelerator() -> bool:
-    """Returns whether JAX's default device is none of the host's own cores."""
+    """Returns whether JAX's default device is not a CPU."""
     import jax
 
     return jax.default_backend() != "cpu"

@@ -97,7 +97,7 @@ def test_split_folders(tmp_path):
     assert data.class_names == ("cat", "dog")
     assert data.notes == ("ignored 1 images outside the split folders",)
     share = sources.load(folder_config(tmp_path, validation_split="34%"))
-    assert any("`validation` is left out" in note for note in share.notes)
+    assert any("`validation` of the data is not used" in note for note in share.notes)
 
 
 def test_split_folder_without_test(tmp_path):

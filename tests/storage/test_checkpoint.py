@@ -304,7 +304,7 @@ def test_last_n_every_mth_and_the_best_are_kept_and_a_resumed_run_keeps_them_too
 
 def test_a_step_that_is_not_there_gets_a_line_that_says_what_to_do(tmp_path):
     for asked, metric, words in (
-        ("best", "", r"--step=best: .*train with --config.checkpoint.best_metric.*or take one of 5, 10"),
+        ("best", "", r"--step=best: .*train with --config.checkpoint.best_metric.*or use one of 5, 10"),
         ("best", "knn_accuracy", r"--step=best: no checkpoint has a validation knn_accuracy yet; .*5, 10"),
         ("7", "", r"--step=7: must be latest, best or one of 5, 10"),
         ("9" * 5000, "", "must be latest, best or one of"),

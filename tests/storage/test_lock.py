@@ -103,7 +103,7 @@ def test_a_file_that_names_no_holder_is_taken_over(tmp_path, quick, monkeypatch,
     # A file that says nothing must be seen unchanged for two seconds.
     monkeypatch.setattr(lock, "LEASE_SECONDS", 2.0)
     (tmp_path / lock.NAME).write_bytes(content)
-    assert "an unknown process trained here and is gone: taking over" in take(tmp_path)[-1]
+    assert "an unknown process trained here and has ended: taking over its lock" in take(tmp_path)[-1]
 
 
 def test_the_holder_restores_a_removed_lease_and_notices_that_another_took_it(tmp_path, quick):
