@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What every pod of gke_jobset.yaml runs: brings the data, trains once. Exit code 75 = start all pods again.
+# Runs in every pod of gke_jobset.yaml: copies the data, trains once. Exit code 75 = restart all pods.
 set -euo pipefail
 
 WORKDIR=${WORKDIR:?the folder of the run in the mounted bucket}
-DATA=${DATA:-}                    # gs://BUCKET/PATH of the data; empty = none to bring
+DATA=${DATA:-}                    # gs://BUCKET/PATH of the data; empty = nothing to copy
 LOCAL_DATA=${LOCAL_DATA:-/tmp/data}
 MAX_STUCK=${MAX_STUCK:-3}
 STATE_FILE=${STATE_FILE:-$WORKDIR/launch_starts/${JOB_INDEX:-0}-${JOB_COMPLETION_INDEX:-0}}

@@ -97,7 +97,7 @@ def hold_out(num_images: int, percent: float) -> tuple[np.ndarray, np.ndarray]:
     """Draws `percent` of the images, at least one, with a fixed seed.
 
     Returns:
-      (kept, held): disjoint int64 indices, ascending, together all images. `kept` may be empty.
+      Disjoint int64 indices (kept, held), ascending, together all images. `kept` may be empty.
     """
     count = min(num_images, max(1, round(num_images * percent / 100)))
     order = mixed_order(num_images)

@@ -103,7 +103,7 @@ look_up.defvjp(lambda table, index, dtype: (look_up(table, index, dtype), (index
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def float32_einsum(equation: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`jnp.einsum` with factors in the dtype of `x` and a float32 result, for a softmax; gradients likewise.
+    """`jnp.einsum` with factors in the dtype of `x` and a float32 result, for a softmax; also in its gradients.
 
     Args:
       equation: two operands; each letter occurs in exactly two of the three terms.

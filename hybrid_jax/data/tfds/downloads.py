@@ -72,7 +72,7 @@ def watched(root: pathlib.Path, name: str) -> Iterator[tuple[dict[str, pathlib.P
     Completely downloaded archives stay in `root/downloads`.
 
     Yields:
-      (asked, extracted): {URL: folder it is downloaded to}, and a folder for extracted archives.
+      {URL: folder of its download} of started downloads, and a folder for extracted archives.
     """
     asked: dict[str, pathlib.Path] = {}
     send, download = requests.adapters.HTTPAdapter.send, downloader._Downloader.download

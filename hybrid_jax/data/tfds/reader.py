@@ -86,8 +86,8 @@ class Prepared:
           size: maximum images per part; parts of large images are smaller.
 
         Yields:
-          (images, labels): b arrays (h, w, c), uint8 or uint16, as stored, of possibly different h and w; and
-            (b,) int32 labels, -1 for hidden labels, or None if `class_names` is None.
+          b images (h, w, c), uint8 or uint16, as stored, of possibly different h and w; and (b,) int32 labels, -1 for
+          hidden labels, or None if `class_names` is None.
 
         Raises:
           UserError: there is no such split; a file is missing, truncated or damaged, or has a wrong number of
