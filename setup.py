@@ -26,6 +26,7 @@ setup(
         "absl-py>=2.1",
         "array-record>=0.8.1",
         "chex>=0.1.90",
+        "filelock>=4.3",
         "flatbuffers>=24.3",  # jax.export imports it without declaring it
         "flax>=0.12.0",
         "google-crc32c>=1.5",
@@ -60,6 +61,7 @@ setup(
             "transformers==5.23.0",
         ],
         "dev": [*TEST, "mypy>=1.18", "ruff>=0.14"],
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"],
         "tensorboard": ["tensorboardX>=2.6.2"],
         "wandb": ["wandb>=0.19"],
         "tensorflow": ["tensorflow-cpu>=2.20"],

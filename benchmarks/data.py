@@ -10,7 +10,6 @@ ratio to the step.
 
 import itertools
 import pathlib
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,50 +17,47 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from benchmarks import step
-from benchmarks.command_line import CONFIG
-from hybrid_jax import config as config_lib
+from benchmarks import common, step
+from benchmarks.config_flag import given_config
 from hybrid_jax.data import augment, pipeline, sources, store
 from hybrid_jax.data.store import Chunk
 from hybrid_jax.models import tokens
+from hybrid_jax.utils import cli
 
 _BATCHES = 40  # a call of the pipeline
-_FILES = 5_000
-_CROPS = 20_000
-_COLOURS = 512
-_VIEWS = 256
+_FILES, _CROPS, _COLOURS, _VIEWS = 5_000, 20_000, 512, 256
 
 Parts = dict[str, tuple[int, Callable[[], object]]]
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Prints the table."""
-    flags.FLAGS(argv)
-    config = CONFIG.value
-    config_lib.validate(config)
+    config = given_config()
+    crops = np.concatenate([_crops(photograph) for photograph in load_sample_images().images])
     with tempfile.TemporaryDirectory() as folder:
-        parts = {step.WHOLE_STEP: (config.train.batch_size, step.whole_step(config).call)}
-        parts |= readers(config, pathlib.Path(folder)) | views(config) | quantisers()
-        seconds = step.measure({name: call for name, (_, call) in parts.items()}, rounds=5)
-        files = decoding(config, pathlib.Path(folder))
-    print(f"jax {jax.__version__}, {jax.device_count()} x {jax.devices()[0].device_kind}")
-    speeds = {name: parts[name][0] / spent for name, spent in seconds.items()} | files
-    print("| part | images/s | x the step |\n|---|---|---|")
-    for name, speed in speeds.items():
-        print(f"| {name} | {speed:,.0f} | {speed / speeds[step.WHOLE_STEP]:,.1f} |")
+        parts: Parts = {step.WHOLE_STEP: (config.train.batch_size, step.whole_step(config).call)}
+        parts |= readers(config, pathlib.Path(folder), crops[:_CROPS]) | views(crops[:_VIEWS, ::2, ::2]) | quantisers()
+        seconds = step.medians({name: call for name, (_, call) in parts.items()}, rounds=5)
+        speeds = {name: parts[name][0] / spent for name, spent in seconds.items()}
+        speeds |= decoding(config, pathlib.Path(folder))
+    print(common.device_line())
+    rows = [(name, f"{speed:,.0f}", f"{speed / speeds[step.WHOLE_STEP]:,.1f}") for name, speed in speeds.items()]
+    print(common.table("part|images/s|x the step", rows))
 
 
-def readers(config, folder: pathlib.Path) -> Parts:
+def _crops(photograph: np.ndarray) -> np.ndarray:
+    corners = itertools.product(range(0, photograph.shape[0] - 64, 4), range(0, photograph.shape[1] - 64, 4))
+    return np.stack([photograph[y : y + 64, x : x + 64] for y, x in corners])
+
+
+def readers(config, folder: pathlib.Path, crops: np.ndarray) -> Parts:
     """The input pipeline by itself: batches of a split in memory and on disk."""
-    batch = config.train.batch_size
-    memory = sources.load(config).train.images
+    batch, memory = config.train.batch_size, sources.load(config).train.images
     with config.unlocked():
         config.data.memory_gib = 0.0
-    crops = np.concatenate([_crops(photograph) for photograph in load_sample_images().images])[:_CROPS]
     larger = store.open_or_make(folder / "crops", crops.shape[1:], lambda: [Chunk(crops)], len(crops)).images
     held = {"from memory": memory, "from disk": sources.load(config).train.images, "from disk, 64x64x3": larger}
 
@@ -73,20 +69,14 @@ def readers(config, folder: pathlib.Path) -> Parts:
     return {name: (batch * _BATCHES, reader(images)) for name, images in held.items()}
 
 
-def _crops(photograph: np.ndarray) -> np.ndarray:
-    corners = itertools.product(range(0, photograph.shape[0] - 64, 4), range(0, photograph.shape[1] - 64, 4))
-    return np.stack([photograph[y : y + 64, x : x + 64] for y, x in corners])
-
-
 def decoding(config, folder: pathlib.Path) -> dict[str, float]:
     """Images a second of a folder of PNG files: decoded into the cache, and found there again; once each."""
-    images = sources.load(config).train.images[:_FILES]
+    images, found = sources.load(config).train.images[:_FILES], {}
     (folder / "files").mkdir()
     for i, image in enumerate(images):
         Image.fromarray(image.squeeze()).save(folder / "files" / f"{i}.png")
     with config.unlocked():
         config.data.name, config.data.path, config.data.cache = "folder", str(folder / "files"), str(folder / "cache")
-    found = {}
     for name in ("PNG files, decoded", "PNG files, found again"):
         start = time.perf_counter()
         sources.load(config)
@@ -94,14 +84,13 @@ def decoding(config, folder: pathlib.Path) -> dict[str, float]:
     return found
 
 
-def views(config) -> Parts:
+def views(images: np.ndarray) -> Parts:
     """Two views of 32x32 colour images by every recipe."""
-    images = jnp.asarray(np.concatenate([_crops(p) for p in load_sample_images().images])[:_VIEWS, ::2, ::2])
+    placed = jnp.asarray(images)
 
     def viewer(recipes) -> Callable[[], object]:
-        make = jax.jit(
-            lambda key: [augment.augment(jax.random.fold_in(key, i), images, r) for i, r in enumerate(recipes)]
-        )
+        key = lambda key, i: jax.random.fold_in(key, i)
+        make = jax.jit(lambda seed: [augment.augment(key(seed, i), placed, r) for i, r in enumerate(recipes)])
         return lambda: make(jax.random.key(0))
 
     return {f"two views, {name}": (_VIEWS, viewer(recipes)) for name, recipes in augment.RECIPES.items()}
@@ -125,4 +114,4 @@ def quantisers() -> Parts:
 
 
 if __name__ == "__main__":
-    main(sys.argv)
+    cli.run_cli(main, __doc__)

@@ -10,111 +10,112 @@ because all are alike. transformers and torch come with the `[oracle]` extra.
 
 import statistics
 import sys
-import time
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
+from benchmarks import common
 from hybrid_jax import sharding
 from hybrid_jax.config import default_config
-from hybrid_jax.inference.sample import use_all_cores
+from hybrid_jax.errors import UserError
 from hybrid_jax.models import hybrid, sampler, tokens
+from hybrid_jax.models.transformer import Stream
+from hybrid_jax.utils.cli import exit_code
+from hybrid_jax.utils.runtime import use_all_cores
 
-SIDE = flags.DEFINE_integer("side", 32, "Pixels along an image.", lower_bound=2)
-WIDTH = flags.DEFINE_integer("width", 128, "Width of the transformer.", lower_bound=1)
-LAYERS = flags.DEFINE_integer("layers", 8, "Blocks.", lower_bound=1)
-HEADS = flags.DEFINE_integer("heads", 4, "Attention heads.", lower_bound=1)
-BATCH = flags.DEFINE_integer("batch", 16, "Images at a time.", lower_bound=1)
-ROUNDS = flags.DEFINE_integer("rounds", 3, "Times each is measured; the median is told.", lower_bound=1)
-COLOURS = 512
-UNCACHED_TOKENS = 8
+COLOURS, UNCACHED_TOKENS = 512, 8
+CACHED, UNCACHED = "with a cache", "without"
+
+Call = Callable[[], object]
 
 
-def main(argv: list[str]) -> None:
+class Sizes(NamedTuple):
+    """Of an Image GPT and of its batch."""
+
+    side: int = 32
+    width: int = 128
+    layers: int = 8
+    heads: int = 4
+    batch: int = 16
+
+    def settings(self) -> dict[str, Any]:
+        """Returns them as fields of a config."""
+        return {
+            "data.image_size": (self.side, self.side), "data.channels": 3, "model.patch_size": 1,
+            "model.token_kind": "palette", "model.palette_size": COLOURS, "model.encoder_layers": 0,
+            "model.decoder_layers": self.layers, "model.width": self.width, "model.num_heads": self.heads,
+            "model.activation": "quick_gelu", "objective.contrastive_weight": 0.0,
+        }  # fmt: skip
+
+    def config(self):
+        """Returns the config."""
+        config = default_config()
+        config.update_from_flattened_dict(self.settings())
+        return config
+
+
+def main() -> None:
     """Prints the table."""
-    flags.FLAGS(argv)
+    parser = common.parser(__doc__)
+    for name, default in (Sizes()._asdict() | {"rounds": 3}).items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    given = vars(parser.parse_args())
+    for name, value in given.items():
+        if value < 1:
+            raise UserError(f"--{name}={value}: must be at least 1")
+    rounds, sizes = given.pop("rounds"), Sizes(**given)
     use_all_cores()
-    calls = {"with a cache": cached(), "without": uncached(), "Hugging Face, with a cache": hugging_face()}
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    for _ in range(ROUNDS.value):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            share = call()
-            seconds[name].append((time.perf_counter() - start) / share)
-    drawn = BATCH.value * SIDE.value**2
+    calls = {CACHED: cached(sizes), UNCACHED: uncached(sizes), "Hugging Face, with a cache": hugging_face(sizes)}
+    seconds = common.in_turns(calls, rounds)
+    seconds[UNCACHED] = [spent * sizes.side**2 / UNCACHED_TOKENS for spent in seconds[UNCACHED]]
+    told = ", ".join(f"{name} {version}" for name, version in common.versions(("jax", "torch", "transformers")).items())
     print(
-        f"{SIDE.value**2} tokens, {COLOURS} colours, width {WIDTH.value}, {LAYERS.value} layers, {HEADS.value} heads, "
-        f"batch {BATCH.value}; {versions()}"
+        f"{sizes.side**2} tokens, {COLOURS} colours, width {sizes.width}, {sizes.layers} layers, {sizes.heads} heads, "
+        f"batch {sizes.batch}; {told}"
     )
-    print("| sampler | tokens/s | range | cached / this |\n|---|---|---|---|")
-    best = statistics.median(seconds["with a cache"])
+    best, drawn, rows = statistics.median(seconds[CACHED]), sizes.batch * sizes.side**2, []
     for name, spent in seconds.items():
-        middle = statistics.median(spent)
-        print(
-            f"| {name} | {drawn / middle:,.0f} | {drawn / max(spent):,.0f} to {drawn / min(spent):,.0f} "
-            f"| {middle / best:.1f} |"
-        )
+        middle, least, most = (drawn / s for s in (statistics.median(spent), max(spent), min(spent)))
+        rows.append((name, f"{middle:,.0f}", f"{least:,.0f} to {most:,.0f}", f"{drawn / middle / best:.1f}"))
+    print(common.table("sampler|tokens/s|range|cached / this", rows))
 
 
-def versions() -> str:
-    """Returns what was measured."""
-    import torch
-    import transformers
-
-    return f"jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}"
-
-
-def image_gpt() -> tuple[hybrid.HybridModel, object, tokens.Palette]:
-    """Returns Image GPT of the flags' sizes with random parameters."""
-    config = default_config()
-    config.data.image_size, config.data.channels = (SIDE.value, SIDE.value), 3
-    config.model.update({
-        "patch_size": 1, "token_kind": "palette", "palette_size": COLOURS, "encoder_layers": 0,
-        "decoder_layers": LAYERS.value, "width": WIDTH.value, "num_heads": HEADS.value, "activation": "quick_gelu",
-    })  # fmt: skip
-    config.objective.contrastive_weight = 0.0
-    model = hybrid.build_model(config)
-    rng = np.random.default_rng(0)
+def _image_gpt(sizes: Sizes) -> tuple[hybrid.HybridModel, Any, tokens.Palette]:
+    """Returns Image GPT with random parameters."""
+    model, rng = hybrid.build_model(sizes.config()), np.random.default_rng(0)
     # Nothing here looks a pixel up, so the table may be empty.
     palette = tokens.Palette(rng.uniform(-1, 1, (COLOURS, 3)).astype(np.float32), np.zeros(1, np.uint16))
     shapes = jax.eval_shape(lambda: hybrid.init_params(model, jax.random.key(0), palette))
     return model, jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.02, x.shape), jnp.float32), shapes), palette
 
 
-def cached() -> Callable[[], float]:
-    """Returns a call that samples the images; it returns 1, the share of the work that it did."""
-    model, params, palette = image_gpt()
+def cached(sizes: Sizes) -> Call:
+    """Returns a call that samples the images."""
+    model, params, palette = _image_gpt(sizes)
     mesh = sharding.all_devices()
     model = model.clone(constrain=sharding.constrain_batch(mesh))
-    prompt = jnp.zeros((BATCH.value, 0, 1), jnp.int32)
-    cut = jax.device_put((jax.random.split(jax.random.key(0), BATCH.value), prompt), sharding.batch_sharding(mesh))
+    keys, prompt = jax.random.split(jax.random.key(0), sizes.batch), jnp.zeros((sizes.batch, 0, 1), jnp.int32)
+    cut = jax.device_put((keys, prompt), sharding.batch_sharding(mesh))
     whole = jax.device_put((params, palette), sharding.replicated(mesh))
 
     @jax.jit
     def function(params, palette, keys, prompt, draw):
         return sampler.sample_tokens(sampler.incremental_model(model, params, palette), keys, prompt, draw)
 
-    def call() -> float:
-        jax.block_until_ready(function(*whole, *cut, sampler.Draw(1.0)))
-        return 1.0
-
-    return call
+    return lambda: jax.block_until_ready(function(*whole, *cut, sampler.Draw(1.0)))
 
 
-def uncached() -> Callable[[], float]:
-    """Returns a call that draws a few tokens with a pass over the whole image for each, and tells their share."""
-    model, params, palette = image_gpt()
-    keys = jax.random.split(jax.random.key(0), BATCH.value)
-    draw = sampler.Draw(1.0)
+def uncached(sizes: Sizes) -> Call:
+    """Returns a call that draws UNCACHED_TOKENS tokens with a pass over the whole image for each."""
+    model, params, palette = _image_gpt(sizes)
+    keys, draw = jax.random.split(jax.random.key(0), sizes.batch), sampler.Draw(1.0)
 
     def states(module, drawn, palette):
-        encoded, found = module.encoder(drawn, palette, causal=True)
-        return module.decoder(encoded, found["embedding"])[0]
+        (encoded,) = module.encoder([Stream(drawn, causal=True)], palette)
+        return module.decoder(encoded.output, encoded.embedding)[0]
 
     @jax.jit
     def function(params, palette, keys, drawn):
@@ -127,34 +128,28 @@ def uncached() -> Callable[[], float]:
 
         return jax.lax.fori_loop(0, UNCACHED_TOKENS, token, drawn)
 
-    blank = jnp.zeros((BATCH.value, SIDE.value**2, 1), jnp.int32)
-
-    def call() -> float:
-        jax.block_until_ready(function(params, palette, keys, blank))
-        return UNCACHED_TOKENS / SIDE.value**2
-
-    return call
+    blank = jnp.zeros((sizes.batch, sizes.side**2, 1), jnp.int32)
+    return lambda: function(params, palette, keys, blank)
 
 
-def hugging_face() -> Callable[[], float]:
+def hugging_face(sizes: Sizes) -> Call:
     """Returns a call that samples as many images with `generate`."""
     import torch
-    from transformers import ImageGPTConfig, ImageGPTForCausalImageModeling
 
-    length = SIDE.value**2
-    sizes = {"n_embd": WIDTH.value, "n_layer": LAYERS.value, "n_head": HEADS.value, "n_positions": length}
-    model = ImageGPTForCausalImageModeling(ImageGPTConfig(vocab_size=COLOURS + 1, **sizes)).eval()
-    start = torch.full((BATCH.value, 1), COLOURS)
+    from benchmarks.peers.hugging_face import image_gpt
+
+    length = sizes.side**2
+    model = image_gpt(sizes.config(), "imagegpt").eval()
+    start = torch.full((sizes.batch, 1), COLOURS)
     settings = {"do_sample": True, "top_k": 0, "use_cache": True, "pad_token_id": 0, "eos_token_id": None}
 
-    def call() -> float:
+    def call() -> None:
         with torch.no_grad():
             done = model.generate(input_ids=start, max_length=length + 1, min_length=length + 1, **settings)
-        assert done.shape == (BATCH.value, length + 1)
-        return 1.0
+        assert done.shape == (sizes.batch, length + 1)
 
     return call
 
 
 if __name__ == "__main__":
-    main(sys.argv)
+    sys.exit(exit_code(main))

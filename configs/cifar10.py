@@ -1,12 +1,12 @@
-"""The hybrid on CIFAR-10: 80 epochs, meant for eight minutes on one H100 with its evaluation.
+"""The hybrid on CIFAR-10: 80 epochs, intended to take eight minutes on one H100 with its evaluation.
 
 python -m hybrid_jax.main --config=configs/cifar10.py --workdir=runs/cifar10
 
 Data: the tfds set `cifar10`, prepared once by `python -m hybrid_jax.data.prepare cifar10`.
 Hardware: one GPU of 24 GiB or more. On a TPU host add --config.model.remat=True --config.model.scan_layers=True.
 Compiled ahead of time: 40,743,264 parameters, 1.30e13 analytical FLOPs a step. --mode=compile --topology=h100:1 (jax
-0.11.2): 11.6 of 79.11 GiB, model estimate .028 to .041 s a step. --topology=v5e:2x2, as said above (jax 0.10.2, libtpu
-0.0.42.1): 1.5 of 15.75 GiB a device, model estimate .022 to .037 s a step, bound by compute, no all-to-all.
+0.11.2): 11.6 of 79.11 GiB, model estimate .028 to .041 s a step. --topology=v5e:2x2 with the flags above (jax 0.10.2,
+libtpu 0.0.42.1): 1.5 of 15.75 GiB a device, model estimate .022 to .037 s a step, bound by compute, no all-to-all.
 Result: not run; speed: not run.
 """
 

@@ -1,4 +1,4 @@
-"""Are the hybrid's claims true on the full Fashion-MNIST? Three arms, five seeds, two CPU cores.
+"""Comparison of the hybrid with its two arms on the full Fashion-MNIST: three arms, five seeds, two CPU cores.
 
 python -m hybrid_jax.main --mode=compare --config=configs/compare_fashion_mnist.py --workdir=runs/compare \
     --arms=generative,contrastive,hybrid
@@ -7,7 +7,7 @@ Data: `apt-get install dataset-fashion-mnist` on Debian, or the tfds set of that
 Hardware: any; made for 2 CPU cores.
 Result (five seeds, 2 cores of a shared Xeon server, 2026-11-22, 10,000 test images; docs/results/fashion_mnist):
 C1 supported (-.10 points, its premise holds), C3 supported (+.46 % bits/dim), C2: premise not reproduced, since the
-contrastive arm bears corruptions better than the generative one; outliers undecided. Equal FLOPs: not run.
+contrastive arm is more robust to corruptions than the generative one; outliers undecided. Equal FLOPs: not run.
 """
 
 from hybrid_jax.config import default_config

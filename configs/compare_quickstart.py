@@ -1,11 +1,11 @@
-"""Are the hybrid's claims true on the 12,000 images shipped with the package? Five arms, five seeds, a laptop.
+"""Comparison of the hybrid with its two arms on the 12,000 images shipped with the package: five arms, five seeds.
 
 python -m hybrid_jax.main --mode=compare --config=configs/compare_quickstart.py --workdir=runs/compare
 
 Hardware: any laptop.
 Result (seeds 0-4, 2 cores of a shared Xeon server, 2026-11-22, the 2,000 test images): 15 min 21 s. Equal
 steps: C3 supported (+.47 % bits/dim); C2 not supported (outliers -8.5 points of AUROC); C1 and the rest of C2: premise
-not reproduced. Equal FLOPs: likewise, but C3 not supported (+6.2 %).
+not reproduced. Equal FLOPs: the same, except that C3 is not supported (+6.2 %).
 """
 
 from hybrid_jax.config import default_config

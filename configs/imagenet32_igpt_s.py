@@ -1,11 +1,11 @@
-"""The hybrid on ImageNet at 32x32, pixel by pixel, of Image GPT-S's size: 24 blocks of width 512, 512 colours.
+"""The hybrid on ImageNet at 32x32 with one token per pixel and the size of Image GPT-S: 24 blocks of width 512.
 
 python -m hybrid_jax.main --config=configs/imagenet32_igpt_s.py --workdir=runs/imagenet32_igpt_s
 
 Data: the tfds set `downsampled_imagenet/32x32`, prepared once by
 `python -m hybrid_jax.data.prepare downsampled_imagenet/32x32`. It has no labels, so the evaluators that need them are
-skipped. Its palette is k-means on these images, not Image GPT's (Chen et al. 2020), whose 24 blocks are split here
-into an encoder and a decoder.
+skipped. The palette of 512 colours is k-means on these images, not Image GPT's (Chen et al. 2020), whose 24 blocks are
+split here into an encoder and a decoder.
 Hardware: a TPU v5e pod (16x16).
 Compiled ahead of time (--mode=compile --topology=v5e:16x16; jax 0.10.2, libtpu 0.0.42.1): 78,671,488 parameters,
 4.57e14 analytical FLOPs a step, 1.6 of 15.75 GiB a device; model estimate .012 to .022 s a step. v5e:8x8: 2.3 GiB,

@@ -3,7 +3,7 @@
 python -m hybrid_jax.main --config=configs/imagenet64.py --workdir=runs/imagenet64
 
 Data: the tfds set `downsampled_imagenet/64x64`, prepared once by
-`python -m hybrid_jax.data.prepare downsampled_imagenet/64x64`; 13 GiB, which stay on disk. It has no labels, so the
+`python -m hybrid_jax.data.prepare downsampled_imagenet/64x64`; its 13 GiB stay on disk. It has no labels, so the
 evaluators that need them are skipped.
 Hardware: a TPU v5e pod (16x16), or two as slices.
 Compiled ahead of time (--mode=compile --topology=v5e:16x16; jax 0.10.2, libtpu 0.0.42.1): 315,917,760 parameters,

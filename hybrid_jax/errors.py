@@ -1,11 +1,11 @@
-"""What can go wrong and how it is told: mistakes, preemption, bad numbers, a failed compiler, memory."""
+"""Exceptions, with their exit codes and messages."""
 
 import contextlib
 from collections.abc import Iterator
 
 
 class UserError(ValueError):
-    """A mistake the user can mend; its message is one line naming field, value and what is allowed.
+    """An error that the user can fix; its message is one line naming field, value and what is allowed.
 
     The command line prints it without a traceback and exits with code 2.
     """
@@ -17,30 +17,30 @@ def reject(field: str, value: object, allowed: str) -> UserError:
 
 
 class Preempted(BaseException):
-    """The run was asked to stop and lost nothing; the same command continues it. Exit code 75.
+    """The run was asked to stop and saved its state; the same command continues it. Exit code 75.
 
-    No Exception, as KeyboardInterrupt is none: it may come anywhere, and what mends errors must let it through.
+    Not an `Exception`, like KeyboardInterrupt, so that error handlers do not catch it.
     """
 
 
 class NonFiniteError(RuntimeError):
-    """A loss that is not finite; the message names it and its step. Exit code 1."""
+    """A loss is not finite; the message names it and its step. Exit code 1."""
 
 
 class StorageError(RuntimeError):
-    """The workdir cannot be written any more, or another run has taken it; the message is one line. Exit code 1."""
+    """The workdir is no longer writable, or another run holds its lock; the message is one line. Exit code 1."""
 
 
 class CompilerError(RuntimeError):
-    """The compiler failed, which no setting is known to mend; the message is one line. Exit code 1."""
+    """The compiler failed and no setting is known to help; the message is one line. Exit code 1."""
 
 
 class IncompatibleError(RuntimeError):
-    """An installed package lacks what is needed of it; the message is one line. Exit code 1."""
+    """An installed package lacks a required function; the message is one line. Exit code 1."""
 
 
 def explain(error: BaseException) -> tuple[str, int] | None:
-    """Returns the line for the terminal and the exit code; None for what needs a traceback, a fault of ours."""
+    """Returns the message and the exit code; None for an unexpected error, which needs a traceback."""
     if isinstance(error, Preempted):
         return str(error), 75
     if isinstance(error, KeyboardInterrupt):
@@ -52,7 +52,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
 
 @contextlib.contextmanager
 def oom_advice(advice: str) -> Iterator[None]:
-    """Turns a device's out-of-memory error into one UserError that says which settings help."""
+    """Turns an out-of-memory error of a device into a UserError that names the settings to change."""
     try:
         yield
     except Exception as error:

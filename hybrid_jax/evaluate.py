@@ -1,4 +1,4 @@
-"""One evaluation: every evaluator on one model, `eval/<step>.json`, `report.html`."""
+"""Evaluation: runs the evaluators on a model, writes `eval/<step>.json` and `report.html`."""
 
 import json
 import os
@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from hybrid_jax import config as config_lib
 from hybrid_jax import evaluators, sharding
-from hybrid_jax.anomaly import fit as anomaly_fit
 from hybrid_jax.data import sources
 from hybrid_jax.errors import UserError, oom_advice
 from hybrid_jax.evaluators import ahead
@@ -33,8 +32,8 @@ def evaluate_and_report(
 ) -> dict[str, float]:
     """Runs config.eval.evaluators and writes their results; returns headline values by metric name.
 
-    Of several processes each does all of it, since each must call the model alike; only the first writes.
-    `raise_if_preempted` is called now and then, and may end it by raising Preempted.
+    With several processes all run every evaluator, since each must make the same calls; only the first writes.
+    `raise_if_preempted` is called regularly and may raise Preempted.
     """
     workdir = pathlib.Path(workdir)
     log(f"evaluating step {model.step} ...")
@@ -42,42 +41,34 @@ def evaluate_and_report(
     for note in data.notes:
         log(f"  {note}")
     (workdir / "eval").mkdir(exist_ok=True)
-    features = FeatureStore(model, data, config.eval.linear_probe.normed)
+    features = FeatureStore(model, data, config.eval.linear_probe.normed, workdir)
     with ahead.compiling(features, config, log, report_samples.compilations(features, config)) as later:
         views = later(lambda: sample_views(config, data))
-        write_anomaly(features, config, workdir, log)
         results = evaluators.evaluate(model, data, config, workdir, log, features, raise_if_preempted)
         raise_if_preempted()
         for row in results:
             if not row.get("detail"):
                 log(summary_line(row))
         log(f"report: {run_report.write_report(workdir, model, data, results, views(), features)}")
-    # Last, because this file says that the evaluation is complete.
+    # Last, because this file marks the evaluation as complete.
     write_whole(results_path(workdir, model.step), json.dumps(results, indent=2) + "\n")
     return headline(results)
 
 
-def write_anomaly(features: FeatureStore, config, workdir: pathlib.Path, log: Callable[[str], None]) -> None:
-    """Fits `anomaly_score` and writes what was fitted, unless `eval.anomaly` asks for none."""
-    score = anomaly_fit.fitted(features, config, log)
-    if score is not None:
-        anomaly_fit.save(workdir, features.model, score)
-
-
 def evaluate_workdir(workdir: str | os.PathLike, step: str | None, eval_section, log: Callable[[str], None] = print):
-    """What --mode=eval does: restores the model, loads its data, evaluates.
+    """Restores a model, loads its data and evaluates (`--mode=eval`).
 
     Args:
-      workdir: of a trained model.
-      step: which checkpoint; None = the newest.
-      eval_section: the `eval` section to use; None = the one it was trained with.
-      log: takes progress lines.
+      workdir: folder of a trained model.
+      step: step of the checkpoint, `latest` or `best`; None = the newest.
+      eval_section: the `eval` section to use; None = that of the trained config.
+      log: function that prints a line.
 
     Returns:
       Headline values by metric name.
     """
     log = coordination.only_first(log)
-    # Before hours of work whose results could not be kept.
+    # Fail before hours of work rather than after.
     with coordination.raise_on_all_processes(UserError), writable(workdir):
         pass
     mesh = sharding.all_devices() if coordination.several() else None
@@ -106,9 +97,9 @@ def _evaluate_workdir(workdir, step, eval_section, log, mesh, raise_if_preempted
 
 
 def summary_line(row: dict) -> str:
-    """Returns one result as a line: metric, variant, split if it is validation, value, floor."""
+    """Returns one result as a line: metric, variant, split if it is validation, value, floors."""
     found = sorted((row.get("floor") or {}).items(), key=lambda item: -item[1])
-    # Only outliers have so many floors, and there the highest is the one to beat.
+    # Only OOD results have so many floors; show the highest.
     shown = found[:1] if len(found) > _MOST_FLOORS else (row.get("floor") or {}).items()
     floors = ", ".join(f"{name} {value:.4f}" for name, value in shown)
     validation = "validation" if row.get("split") == "validation" else ""

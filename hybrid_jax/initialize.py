@@ -1,6 +1,12 @@
-"""A new run from the parameters of another: `--fork_from=DIR[@step]`."""
+"""Start of a run: checks, open resources, and the initial state (resumed, forked or fresh).
+
+A fork is a new run initialised with parameters of another, `--fork_from=DIR[@step]`; `fork.json` in its workdir
+records which.
+"""
 
 import contextlib
+import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -9,95 +15,197 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from hybrid_jax import train_state
-from hybrid_jax.errors import UserError
+from hybrid_jax import config as config_lib
+from hybrid_jax import evaluators, metric_writers, sharding, train_state
+from hybrid_jax import metrics as metrics_lib
+from hybrid_jax.data import pipeline, sources
+from hybrid_jax.data.dataset import DataSet
+from hybrid_jax.errors import UserError, reject
 from hybrid_jax.models import tokens
 from hybrid_jax.multihost import coordination
-from hybrid_jax.storage import checkpoint
-from hybrid_jax.storage.checkpoint import Checkpoints, DamagedError, choose_steps
-from hybrid_jax.storage.files import write_whole
+from hybrid_jax.multihost.preemption import StopRequests
+from hybrid_jax.storage import best as best_checkpoint
+from hybrid_jax.storage import checkpoint, lock
+from hybrid_jax.storage.best import choose_steps
+from hybrid_jax.storage.checkpoint import Checkpoints, DamagedError
+from hybrid_jax.storage.files import writable, write_whole
 from hybrid_jax.train_state import TrainState
 
 Log = Callable[[str], None]
-# What a token's number means is learnt here; elsewhere only what its colours are.
+# These parameters depend on token indices; all others only on dequantised values.
 _OF_VOCABULARY = ("head/", "encoder/patch_embedding/table/")
 
 
-def origin_path(workdir: str | os.PathLike) -> pathlib.Path:
-    """Returns where a forked run keeps what it began from."""
-    return pathlib.Path(workdir) / "fork.json"
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Resources of a training run.
+
+    Attributes:
+      config: the resolved, validated config.
+      workdir: folder of the run, locked against other runs.
+      mesh: mesh of all devices.
+      spec: how images become tokens.
+      data: the splits.
+      checkpoints: checkpoints in the workdir.
+      stops: requests to stop.
+      fork_from: `DIR[@step]` of the run that initialises the parameters, or None.
+      log: function that prints a line, on the first process only.
+    """
+
+    config: ml_collections.ConfigDict
+    workdir: pathlib.Path
+    mesh: Mesh
+    spec: tokens.TokenSpec
+    data: DataSet
+    checkpoints: Checkpoints
+    stops: StopRequests
+    fork_from: str | None
+    log: Log
 
 
-def split(fork_from: str) -> tuple[str, str]:
-    """Returns the directory and the step of `DIR[@step]`; without a step `latest`."""
-    directory, at, step = fork_from.rpartition("@")
-    # A directory's own name may hold the sign.
-    if at and directory and (step in ("latest", "best") or step.isdecimal()):
-        return directory, step
-    return fork_from, "latest"
-
-
-def forked_state(
-    config,
-    workdir: pathlib.Path,
-    fork_from: str,
-    mesh: Mesh,
-    fit_palette: Callable[[], tokens.Palette | None],
-    log: Log,
-) -> TrainState:
-    """Returns the state before the first step with every parameter that another run's checkpoint has too.
-
-    Taken is what agrees in path and shape (and, where it depends on the tokens, in what they mean), from the moving
-    average where the other run keeps one; anything else, and the optimizer, begins afresh. `fork.json` tells what was
-    done; a run that saved nothing begins from the step named there again.
-
-    Args:
-      config: of the new run, validated.
-      workdir: of the new run.
-      fork_from: `DIR[@step]`; the step is a number, `latest` (assumed) or `best`.
-      mesh: of the new run; arrays are restored to where they are needed.
-      fit_palette: makes the palette of the new run's data.
-      log: takes a line on what was taken and what is new.
+def open_run(config, workdir: str | os.PathLike, fork_from: str | None, log: Log, stack: contextlib.ExitStack) -> Run:
+    """Checks the config against data and devices, locks the workdir, and opens resources that `stack` closes.
 
     Raises:
-      UserError: nothing to take.
+      UserError: the config, the data or the workdir is invalid; at most an empty workdir was created.
     """
-    step, part, parts, source = _read(workdir, fork_from, mesh, log)
-    palette, same_tokens = _palette(config, source, parts.get("palette"), fit_palette, log)
-    state = train_state.init_state(config, mesh, palette)
+    config_lib.validate(config)
+    best_checkpoint.check(config)
+    workdir, log = pathlib.Path(workdir), coordination.only_first(log)
+    mesh = sharding.make_mesh(config)
+    with coordination.raise_on_all_processes(UserError), coordination.first_goes_first():
+        data = sources.load(config)
+        pipeline.steps_per_epoch(len(data.train.images), config.train.batch_size)
+        seen = data.for_evaluation(config.eval.max_images)
+        evaluators.check(seen, config)
+        best_checkpoint.check_data(config, seen)
+        metric_writers.check(config)
+        with writable(workdir):
+            (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        still_ours = stack.enter_context(lock.held(workdir, log))
+    coordination.check_same(config=config_lib.to_json(config), fingerprint=data.fingerprint, fork_from=str(fork_from))
+    stops = stack.enter_context(StopRequests(mesh))
+    best_step = functools.partial(best_checkpoint.best_step, workdir, config.checkpoint.best_metric)
+    checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, config, still_ours, best_step)))
+    spec = tokens.TokenSpec.from_config(config)
+    return Run(config, workdir, mesh, spec, data, checkpoints, stops, fork_from, log)
+
+
+def starting_state(run: Run) -> tuple[TrainState, int]:
+    """Returns the initial state and its step, by the first case that applies.
+
+    1. Resume: the newest intact checkpoint of the workdir.
+    2. Fork (`fork_from`): step 0, with all parameters that match those of another run's checkpoint.
+    3. Fresh parameters at step 0.
+
+    Raises:
+      UserError: the checkpoint contradicts the config or the data, or there is nothing to fork.
+    """
+    found = _resumed(run) or forked_state(run) or _fresh(run)
+    with writable(run.workdir):
+        write_whole(run.workdir / "config.json", config_lib.to_json(run.config))
+    return found
+
+
+def _resumed(run: Run) -> tuple[TrainState, int] | None:
+    def accept(meta: dict) -> None:
+        wrong = config_lib.contradictions(run.checkpoints.config(meta["step"]), run.config)
+        if wrong:
+            raise UserError("; ".join(wrong) + "; choose another --workdir")
+        run.data.check(meta["fingerprint"], run.config.data.path)
+        if meta["step"] > run.config.train.total_steps:
+            raise reject("train.total_steps", run.config.train.total_steps, f"the workdir is at step {meta['step']}")
+
+    abstract = train_state.abstract_state(run.config, run.mesh)
+    restored = run.checkpoints.restore_latest(abstract, accept, run.log)
+    if restored is None:
+        return None
+    state, meta = restored
+    run.log(f"resuming from checkpoint {meta['step']}")
+    if run.fork_from:
+        before = _origin(run.workdir).get("fork_from")
+        began = f"forked from {before}" if before else "not a fork"
+        run.log(f"--fork_from={run.fork_from}: ignored, this run already has a checkpoint ({began})")
+    return state, meta["step"]
+
+
+def forked_state(run: Run) -> tuple[TrainState, int] | None:
+    """Copies parameters with equal path and shape; those that depend on token indices only if both runs' tokens agree.
+
+    They come from the moving average if the other run keeps one; the rest, and the optimizer state, are fresh.
+    A fork stopped before its first checkpoint starts again from the step in `fork.json`.
+    """
+    if not run.fork_from:
+        return None
+    _say_that_steps_are_lost(run)
+    step, part, parts, source = _read(run)
+    palette, same_tokens = _forked_palette(run, source, parts.get("palette"))
+    state = train_state.init_state(run.config, run.mesh, palette)
     old, new = _by_path(parts[part]), _by_path(state.params)
     fits = lambda name: same_tokens or not name.startswith(_OF_VOCABULARY)
     taken = {name for name, x in new.items() if name in old and old[name].shape == x.shape and fits(name)}
     if not taken:
-        raise UserError(f"--fork_from={fork_from}: has no parameter in common with this config's model")
+        raise UserError(f"--fork_from={run.fork_from}: has no parameter in common with the model of this config")
     merged = jax.tree.unflatten(jax.tree.structure(state.params), [old[n] if n in taken else x for n, x in new.items()])
     average = None if state.ema_params is None else _copy(merged)
-    log(_told(fork_from, step, part, taken, new, old))
-    directory = str(pathlib.Path(split(fork_from)[0]).absolute())
-    about = {"fork_from": fork_from, "directory": directory, "step": step, "from": part}
+    run.log(_told(run.fork_from, step, part, taken, new, old))
+    directory = str(pathlib.Path(split(run.fork_from)[0]).absolute())
+    about = {"fork_from": run.fork_from, "directory": directory, "step": step, "from": part}
     about |= {"taken": sorted(taken), "new": sorted(set(new) - taken), "unused": sorted(set(old) - taken)}
-    write_whole(origin_path(workdir), json.dumps(about, indent=1) + "\n")
-    return state.replace(params=merged, ema_params=average)
+    write_whole(origin_path(run.workdir), json.dumps(about, indent=1) + "\n")
+    return state.replace(params=merged, ema_params=average), 0
 
 
-def ignored(workdir: pathlib.Path, fork_from: str) -> str:
-    """Returns the line for a run that has checkpoints already and so goes on with them."""
-    before = _origin(workdir).get("fork_from")
-    began = f"began as a fork of {before}" if before else "did not begin as a fork"
-    return f"--fork_from={fork_from}: ignored, this run has a checkpoint of its own ({began})"
-
-
-def forget(workdir: pathlib.Path, log: Log) -> None:
-    """Removes what an earlier start noted, for a run that saved nothing and now begins without a fork."""
-    before = _origin(workdir).get("fork_from")
+def _fresh(run: Run) -> tuple[TrainState, int]:
+    _say_that_steps_are_lost(run)
+    before = _origin(run.workdir).get("fork_from")
     coordination.barrier()
     if before:
-        log(f"starting anew, not as the fork of {before} that saved nothing here: --fork_from was not given")
+        run.log(f"starting from fresh parameters, not as a fork of {before} as before: --fork_from was not given")
         if coordination.is_first():
-            origin_path(workdir).unlink(missing_ok=True)
+            origin_path(run.workdir).unlink(missing_ok=True)
+    return train_state.init_state(run.config, run.mesh, _fit_palette(run)), 0
+
+
+def _say_that_steps_are_lost(run: Run) -> None:
+    if rows := metrics_lib.read(run.workdir):
+        run.log(f"no checkpoint, although metrics.jsonl reaches step {rows[-1]['step']}: starting again from step 0")
+
+
+def _fit_palette(run: Run) -> tokens.Palette | None:
+    spec, images = run.spec, run.data.train.images
+    if spec.kind != "palette":
+        return None
+    try:
+        colours = tokens.fit_palette(images, spec.vocab_size)
+    except UserError:  # a damaged record, with its own message
+        raise
+    except ValueError as error:
+        raise reject("model.palette_size", spec.vocab_size, f"the data have {error}") from error
+    # k-means may round differently on another processor.
+    colours = np.array(coordination.broadcast_from_process_zero(colours.tolist()), np.float32)
+    palette = tokens.Palette.from_colours(colours)
+    psnr = tokens.palette_psnr(images[:1000], spec, palette)
+    run.log(f"palette: {spec.vocab_size} colours, PSNR {psnr:.2f} dB on the first 1,000 training images")
+    return palette
+
+
+def origin_path(workdir: str | os.PathLike) -> pathlib.Path:
+    """Returns the path of the file that records the origin of a fork."""
+    return pathlib.Path(workdir) / "fork.json"
+
+
+def split(fork_from: str) -> tuple[str, str]:
+    """Returns the directory and the step of `DIR[@step]`; the step defaults to `latest`."""
+    directory, at, step = fork_from.rpartition("@")
+    # The name of a directory may contain @.
+    if at and directory and (step in ("latest", "best") or step.isdecimal()):
+        return directory, step
+    return fork_from, "latest"
 
 
 def _origin(workdir: pathlib.Path) -> dict[str, Any]:
@@ -108,47 +216,47 @@ def _origin(workdir: pathlib.Path) -> dict[str, Any]:
         return {}
 
 
-def _read(workdir: pathlib.Path, fork_from: str, mesh: Mesh, log: Log) -> tuple[int, str, dict[str, Any], Any]:
-    """Returns the step that was read, the part its parameters are from, the parts, and the other run's config."""
-    directory, asked = split(fork_from)
+def _read(run: Run) -> tuple[int, str, dict[str, Any], Any]:
+    """Returns the other run's step, the part with its parameters, all parts read, and its config."""
+    assert run.fork_from is not None
+    directory, asked = split(run.fork_from)
+    told = f"--fork_from={run.fork_from}"
     if not checkpoint.directory(directory).is_dir():
-        raise UserError(f"--fork_from={fork_from}: {directory} holds no checkpoint; must be the workdir of a run")
-    before, told = _origin(workdir), f"--fork_from={fork_from}"
+        raise UserError(f"{told}: {directory} holds no checkpoint; must be the workdir of a run")
+    before = _origin(run.workdir)
     with contextlib.closing(Checkpoints(directory)) as checkpoints:
-        # The other run may have gone on since; the same command gives the same bits.
-        again = before.get("fork_from") == fork_from and before.get("step") in checkpoints.steps()
+        # The other run may have continued since; the same command must give the same result.
+        again = before.get("fork_from") == run.fork_from and before.get("step") in checkpoints.steps()
         steps = coordination.broadcast_from_process_zero([before["step"]] if again else None)
         for step in steps or choose_steps(directory, asked, checkpoints, told):
             try:
                 source = checkpoints.config(step)
                 part = "ema_params" if source.train.ema_decay > 0 else "params"
-                targets = train_state.abstract_state(source, mesh).saved()
+                targets = train_state.abstract_state(source, run.mesh).saved()
                 wanted = {name: targets[name] for name in (part, "palette") if name in targets}
                 parts, _ = checkpoints.restore(step, wanted)
                 return step, part, parts, source
             except DamagedError as error:
-                log(f"{directory}: {error}")
-    raise UserError(f"{told}: every checkpoint that it could mean is damaged")
+                run.log(f"{directory}: {error}")
+    raise UserError(f"{told}: all matching checkpoints are damaged")
 
 
-def _palette(
-    config, source, colours: jax.Array | None, fit: Callable[[], tokens.Palette | None], log: Log
-) -> tuple[tokens.Palette | None, bool]:
-    """Returns the new run's palette, and whether its tokens mean what the other run's did."""
-    new, old = (tokens.TokenSpec.from_config(c) for c in (config, source))
+def _forked_palette(run: Run, source, colours: jax.Array | None) -> tuple[tokens.Palette | None, bool]:
+    """Returns the new run's palette, and whether both runs' tokens have the same meaning."""
+    new, old = run.spec, tokens.TokenSpec.from_config(source)
     same = (new.kind, new.vocab_size) == (old.kind, old.vocab_size)
     if new.kind != "palette":
         return None, same
     if same and new.channels == old.channels:
-        log(f"palette: {new.vocab_size} colours, those of the run that is forked")
+        run.log(f"palette: {new.vocab_size} colours, from the forked run")
         return tokens.Palette.from_colours(np.asarray(colours)), True
-    log("palette: fitted anew, the run that is forked has none of this size")
-    return fit(), False
+    run.log("palette: newly fitted, the forked run has none of this size")
+    return _fit_palette(run), False
 
 
 @jax.jit
 def _copy(tree: Any) -> Any:
-    # The train step gives both buffers away, so they must not be one.
+    # The train step donates both trees, so they must not share buffers.
     return jax.tree.map(jnp.copy, tree)
 
 
@@ -158,7 +266,7 @@ def _by_path(tree: Any) -> dict[str, jax.Array]:
 
 
 def _told(fork_from: str, step: int, part: str, taken: set[str], new: dict, old: dict) -> str:
-    """Returns the line on what was taken and what is new, module by module."""
+    """Returns a line that lists copied and fresh parameters by module."""
     kind = "moving average" if part == "ema_params" else "parameters"
     fresh, unused = ({n: x for n, x in arrays.items() if n not in taken} for arrays in (new, old))
     line = f"fork of {split(fork_from)[0]} at step {step} ({kind}): took {_modules({n: new[n] for n in taken})}"

@@ -1,9 +1,9 @@
-"""The names of JAX that are not public and have no public counterpart, each taken here and nowhere else.
+"""All private names of JAX that this package uses.
 
-| name | why no public one serves |
+| name | why it is needed |
 |---|---|
-| `jax._src.distributed.global_state` | the coordination service's client; `jax.process_index` waits for the devices |
-| `jax._src.clusters.ClusterEnv` | whether a cluster of several processes is found, before it is joined |
+| `jax._src.distributed.global_state` | client of the coordination service; `jax.process_index` initialises devices |
+| `jax._src.clusters.ClusterEnv` | detects a cluster before `jax.distributed.initialize` |
 """
 
 import functools
@@ -19,12 +19,12 @@ def private(module: str, name: str, attributes: tuple[str, ...]) -> Any:
     """Returns a private object of JAX.
 
     Args:
-      module: that holds it.
-      name: of the object.
-      attributes: of the object, which are used.
+      module: name of its module.
+      name: name of the object.
+      attributes: its attributes in use.
 
     Raises:
-      IncompatibleError: this version of JAX has no such object, or one without these attributes.
+      IncompatibleError: this version of JAX lacks the object or an attribute.
     """
     try:
         found = getattr(importlib.import_module(module), name)
@@ -38,19 +38,19 @@ def private(module: str, name: str, attributes: tuple[str, ...]) -> Any:
 
 def _incompatible(name: str) -> IncompatibleError:
     return IncompatibleError(
-        f"jax {jax.__version__} has no {name}, which runs of several processes need: "
-        "install a version that hybrid_jax was tested with, see constraints*.txt"
+        f"jax {jax.__version__} has no {name}, which runs with several processes need: "
+        "install a tested version, see constraints*.txt"
     )
 
 
 @functools.cache
 def distributed_state() -> Any:
-    """Returns what JAX knows of this process's part in a run: its number, their count, the coordination service."""
+    """Returns JAX's state of the distributed run: process index, process count, coordination service."""
     names = ("process_id", "num_processes", "coordinator_address", "client")
     return private("jax._src.distributed", "global_state", names)
 
 
 def cluster() -> Any:
-    """Returns the cluster that this process finds itself in, as JAX's `initialize` would; None without one."""
+    """Returns the cluster environment that `jax.distributed.initialize` would detect, or None."""
     kind = private("jax._src.clusters", "ClusterEnv", ("_cluster_types", "opt_in_only_method", "is_env_present"))
     return next((c for c in kind._cluster_types if not c.opt_in_only_method and c.is_env_present()), None)

@@ -1,12 +1,10 @@
-"""The two losses: pure, float32, per example; reduction and weights belong to the train step."""
+"""The two losses: pure functions in float32, per example; the train step reduces and weights them."""
 
 import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-
-from hybrid_jax.errors import UserError
 
 
 def token_nll(logits: jax.Array, tokens: jax.Array, axis: int = -1) -> jax.Array:
@@ -15,14 +13,14 @@ def token_nll(logits: jax.Array, tokens: jax.Array, axis: int = -1) -> jax.Array
     Args:
       logits: (..., V), any float dtype; the softmax is computed in float32.
       tokens: (...) int, in [0, V).
-      axis: where the V logits are instead of last.
+      axis: axis of the V logits.
 
     Returns:
       (...) float32, nats.
     """
     logits = logits.astype(jnp.float32)
     codes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis % logits.ndim)
-    # A one-hot product, not a gather: its gradient is no scatter, and zero logits give exactly log V.
+    # One-hot instead of a gather: its gradient needs no scatter, and zero logits give exactly log V.
     hit = jnp.expand_dims(tokens, axis) == codes
     return jax.nn.logsumexp(logits, axis=axis) - jnp.sum(jnp.where(hit, logits, 0), axis=axis)
 
@@ -31,23 +29,24 @@ def nt_xent(z1: jax.Array, z2: jax.Array, temperature: float, block_size: int | 
     """NT-Xent of SimCLR (Chen et al. 2020, arXiv 2002.05709, eq. 1), one value per anchor.
 
     loss_i = -cos(i, i') / T + log sum over j != i of exp(cos(i, j) / T), where i' is the other view of i
-    and j runs over both views of the global batch, the positive included. The mean over the 2B anchors is
+    and j runs over both views of the global batch, the positive included. The mean over the 2B anchors equals
     lightly's NTXentLoss, solo-learn's simclr_loss_func and optax.losses.ntxent, and exactly half of
     google-research/simclr's add_contrastive_loss, which adds the means over the two views.
 
-    Memory grows with 2B * block_size forward and backward; no (B, B, D) array is formed. The gradient is written by
-    hand, so there is reverse mode only (jax.grad, jax.vjp), once: no jax.jvp, no second derivatives.
+    Memory grows with 2B * block_size, forward and backward; no (B, B, D) array is formed. The gradient is a
+    `jax.custom_vjp`: only first derivatives in reverse mode (jax.grad, jax.vjp), no jax.jvp.
 
     Args:
-      z1, z2: (B, D) embeddings of the two views, not normalised; row i of both is one image.
+      z1: (B, D) embeddings of the first view, not normalised.
+      z2: (B, D) embeddings of the second view; row i is of the same image as row i of z1.
       temperature: T > 0.
-      block_size: anchors that are compared with the batch at once, at least 1; None picks one.
+      block_size: number of anchors compared with the batch at a time, at least 1; None = automatic.
 
     Returns:
       (2B,) float32, nats: the anchors of z1, then those of z2.
 
     Raises:
-      UserError: shapes that differ, a block size below 1, a temperature that is not above 0.
+      ValueError: shapes differ, block_size < 1, or temperature <= 0.
     """
     return nt_xent_and_accuracy(z1, z2, temperature, block_size)[0]
 
@@ -58,23 +57,26 @@ def nt_xent_and_accuracy(
     """`nt_xent`, and whether each anchor is nearer to its positive than to any negative.
 
     Args:
-      z1, z2, temperature, block_size: as of `nt_xent`.
-      devices: that share the batch, each of which takes its part of a block; the default block grows with them.
+      z1: as in `nt_xent`.
+      z2: as in `nt_xent`.
+      temperature: as in `nt_xent`.
+      block_size: as in `nt_xent`.
+      devices: number of devices that the batch, and so each block, is sharded over; scales the default block.
 
     Returns:
       (2B,) float32 losses and (2B,) float32 hits (0 or 1), the anchors of z1, then those of z2.
     """
     if z1.shape != z2.shape or z1.ndim != 2:
-        raise UserError(f"nt_xent: z1 {z1.shape} and z2 {z2.shape} must have one shape (B, D)")
+        raise ValueError(f"nt_xent: z1 {z1.shape} and z2 {z2.shape} must have one shape (B, D)")
     if not isinstance(temperature, jax.Array) and not temperature > 0:
-        raise UserError(f"nt_xent: temperature={temperature}: must be above 0")
+        raise ValueError(f"nt_xent: temperature={temperature}: must be above 0")
     if block_size is not None and block_size < 1:
-        raise UserError(f"nt_xent: block_size={block_size}: must be at least 1")
+        raise ValueError(f"nt_xent: block_size={block_size}: must be at least 1")
     batch, dim = z1.shape
     rows = 2 * batch
     # Row 2i + v is view v of image i: a sharded batch stays on its devices, and i's positive is i ^ 1.
     z = _normalise(jnp.stack([z1, z2], axis=1).reshape(rows, dim).astype(jnp.float32))
-    # The default keeps a block's similarities within 32 MiB a device.
+    # By default a block's similarities take at most 32 MiB per device.
     block = min(block_size or devices * max(1, 2**23 // rows), rows)
     losses, hits = _interleaved_nt_xent(z / jnp.sqrt(temperature), block)
     return _views_in_order(losses), _views_in_order(hits)
@@ -82,18 +84,18 @@ def nt_xent_and_accuracy(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _interleaved_nt_xent(y: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
-    """Losses and hits of rows whose inner products s = y y^T are the similarities, with a gradient by hand.
+    """Losses and hits of rows whose inner products s = y y^T are the similarities, with a custom gradient.
 
     loss_i = lse_i - s_ii', where i' = i ^ 1 and lse_i = log sum over j != i of exp(s_ij). For weights w_i of the
     losses let G_ij = w_i exp(s_ij - lse_i), and 0 where j = i. As d s_ij = y_j . dy_i + y_i . dy_j,
 
       d sum(w_i loss_i) / dy_i = sum over j of (G_ij + G_ji) y_j - (w_i + w_i') y_i',
 
-    and s_ij = s_ji gives G_ji from row i's similarities: a backward pass is two products of a block with y.
+    and since s_ij = s_ji, G_ji follows from row i's similarities: the backward pass multiplies each block with y twice.
 
     Args:
       y: (2B, D) float32, row 2i + v is view v of image i.
-      block: rows at once, at most 2B.
+      block: rows at a time, at most 2B.
 
     Returns:
       (2B,) losses and (2B,) hits.
@@ -105,9 +107,9 @@ def _nt_xent_forward(y: jax.Array, block: int):
     def one_block(rows):
         anchors, index = rows
         similarity = _similarity(anchors, y)
-        # An entry of the product, not a sum of its own: equal embeddings have to tie exactly.
+        # Taken from the product, not summed separately: equal embeddings must tie exactly.
         positive = jnp.take_along_axis(similarity, (index ^ 1)[:, None], axis=1)[:, 0]
-        # Read before the mask is laid on, which then needs no second copy of the block.
+        # Read before masking, so that the mask needs no second copy of the block.
         positive, similarity = jax.lax.optimization_barrier((positive, similarity))
         image = jnp.arange(len(y)) // 2
         negatives = jnp.where(image == (index // 2)[:, None], -jnp.inf, similarity)
@@ -140,18 +142,18 @@ _interleaved_nt_xent.defvjp(_nt_xent_forward, _nt_xent_backward)
 
 
 def _similarity(anchors: jax.Array, y: jax.Array) -> jax.Array:
-    # Float32 products also on TPUs, whose default would round them to bfloat16.
+    # By default TPUs would round the factors to bfloat16.
     return jnp.matmul(anchors, y.T, precision=jax.lax.Precision.HIGHEST)
 
 
 def _map_blocks(function, block: int, arrays):
-    """function(arrays) for arrays and results of R rows each, `block` rows at once."""
+    """Applies a function to arrays of R rows, `block` rows at a time; results have R rows."""
     rows = len(arrays[0])
     if block == rows:
         return function(arrays)
     blocks = -(-rows // block)
 
-    # Strided blocks: every block holds rows of every device, so that all of them work on each.
+    # Strided, so that each block has rows of every device and all devices work on it.
     def cut(x):
         padded = jnp.pad(x, [(0, blocks * block - rows)] + [(0, 0)] * (x.ndim - 1))
         return padded.reshape(block, blocks, *x.shape[1:]).swapaxes(0, 1)
@@ -166,7 +168,7 @@ def _partner(x: jax.Array) -> jax.Array:
 
 
 def _normalise(z: jax.Array) -> jax.Array:
-    # The floor guards a zero vector, whose gradient would be infinite.
+    # The lower bound avoids an infinite gradient at a zero vector.
     return z * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(z), axis=-1, keepdims=True), 1e-24))
 
 

@@ -1,4 +1,4 @@
-"""The command line: flags -> mode -> one call. `python -m hybrid_jax.main --help`."""
+"""The command line: one function call per `--mode`. See `python -m hybrid_jax.main --help`."""
 
 import signal
 
@@ -14,7 +14,7 @@ flags.adopt_module_key_flags(given)
 
 
 def run() -> None:
-    """Runs the chosen mode; imports inside, so that a mistake in the flags is answered at once."""
+    """Runs the chosen mode. Imports are local, so that wrong flags are reported at once."""
     mode = given.MODE.value
     if mode not in given.MODES:
         raise UserError(
@@ -24,14 +24,14 @@ def run() -> None:
         print(config_lib.describe())
         return
     if not given.WORKDIR.value:
-        raise UserError("--workdir is missing: the folder where this run keeps its files")
+        raise UserError("--workdir is missing: must be the folder for the files of this run")
     if mode in ("data", "train", "compare", "compile"):
         if given.CONFIG.value is None:
-            raise UserError("--config is missing: a file of configs/, for example --config=configs/quickstart.py")
+            raise UserError("--config is missing: must be a config file, for example --config=configs/quickstart.py")
         config_lib.validate(given.CONFIG.value)
-    runtime.reuse()
+    runtime.reuse_memory()
     if mode not in ("train", "eval"):
-        # As Ctrl-C: what is half written is removed, and the compiler's process ends too.
+        # Treated as Ctrl-C: partial files are removed and the compiler's process ends too.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         alone = {"data": _data, "embed": _embed, "sample": _sample, "compare": _compare, "compile": _compile}
         alone[mode](given.WORKDIR.value)
@@ -74,7 +74,7 @@ def _evaluate(workdir: str) -> None:
 
 def _embed(workdir: str) -> None:
     if not given.INPUT.value:
-        raise UserError("--input is missing: a folder of images, an image, or an .npy file")
+        raise UserError("--input is missing: must be a folder of images, an image, or an .npy file")
     from hybrid_jax.inference.embed import embed_workdir
 
     choices = (given.STEP.value, given.LAYER.value, given.ON_ERROR.value, given.batch_size())
@@ -82,9 +82,9 @@ def _embed(workdir: str) -> None:
 
 
 def _sample(workdir: str) -> None:
-    from hybrid_jax.inference.sample import sample_workdir, use_all_cores
+    from hybrid_jax.inference.sample import sample_workdir
 
-    use_all_cores()
+    runtime.use_all_cores()
     asked = (given.STEP.value, given.NUM.value, given.INPUT.value, given.OUTPUT.value)
     kept = (given.NUM_ROWS.value, given.NUM_PATCHES.value)
     sample_workdir(workdir, *asked, kept, given.draw(), given.SEED.value, given.batch_size(), say)

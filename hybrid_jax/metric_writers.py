@@ -1,7 +1,7 @@
-"""Where metrics go: `metrics.jsonl`, TensorBoard where it is installed, Weights & Biases if asked for.
+"""Metric writers: `metrics.jsonl`, TensorBoard if installed, Weights & Biases if configured.
 
-A resumed run continues all of them. `metrics.jsonl` and `eval/<step>.json` are the truth: what an interrupted run wrote
-after its last checkpoint is dropped, and what may not have reached the others is written to them again.
+A resumed run continues all of them. `metrics.jsonl` and `eval/<step>.json` are authoritative: rows after the last
+checkpoint of an interrupted run are dropped, and values that may be missing from the other writers are sent again.
 """
 
 import contextlib
@@ -27,17 +27,17 @@ KEYS = ("generative_loss", "contrastive_loss")
 
 
 class Board(Protocol):
-    """What shows curves."""
+    """A writer of scalar curves."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a point to each curve."""
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Flushes and closes the writer."""
 
 
 class MetricsWriter:
-    """Writes one row a logged step to all writers; of several processes only the first writes."""
+    """Writes one row per logged step to all writers, on the first process only."""
 
     def __init__(
         self,
@@ -46,13 +46,13 @@ class MetricsWriter:
         config=None,
         images: Callable[[], np.ndarray] | None = None,
     ):
-        """Opens the writers of `workdir` to go on after `start_step`.
+        """Opens the writers of `workdir` to continue after `start_step`.
 
         Args:
-          workdir: of the run.
-          start_step: the last step that is kept.
-          config: shown as text, and names the project of Weights & Biases.
-          images: gives (n, H, W, C) uint8 training images, shown once.
+          workdir: folder of the run.
+          start_step: the last step to keep.
+          config: shown as text; names the Weights & Biases project.
+          images: function that returns (n, H, W, C) uint8 training images, shown once.
 
         Raises:
           UserError: Weights & Biases cannot be started.
@@ -63,7 +63,7 @@ class MetricsWriter:
             return
         path = pathlib.Path(workdir) / "metrics.jsonl"
         rows = _drop_after(path, start_step) if path.exists() else []
-        # The newest row may have been on its way to the boards when the run was killed, not those before it.
+        # Only the newest row may not have reached the boards before the run was killed.
         last = rows[-1]["step"] if start_step and rows else start_step
         with contextlib.suppress(ImportError):
             self._boards.append(TensorBoard(workdir, last, start_step, config, images))
@@ -76,12 +76,12 @@ class MetricsWriter:
             self.scalars(step, metrics_lib.read_headline(workdir, step))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes the metrics of one step; in the file the loss of an absent branch is null."""
+        """Writes the metrics of one step; the file has null for the loss of an absent branch."""
         row = {"step": step} | {key: metrics.get(key) for key in KEYS} | dict(metrics)
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         if self._file is not None:
             if os.fstat(self._file.fileno()).st_nlink == 0:
-                # Written on, it would be lost without a word.
+                # Writes to a removed file would be lost silently.
                 raise FileNotFoundError(errno.ENOENT, "metrics.jsonl was removed", self._file.name)
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
@@ -101,14 +101,14 @@ class MetricsWriter:
 
 
 class TensorBoard:
-    """Event files in the workdir: scalars, the config as text, some training images."""
+    """TensorBoard event files in the workdir: scalars, the config as text, some training images."""
 
     def __init__(self, workdir: str | os.PathLike, purge: int, start_step: int, config, images):
-        """Opens a new event file; of those before it TensorBoard drops all points from step `purge` on."""
+        """Opens a new event file; TensorBoard drops points of earlier files from step `purge` on."""
         from tensorboardX import SummaryWriter  # optional, and slow to import
 
         before = list(pathlib.Path(workdir).glob("events.out.tfevents.*"))
-        # The suffix keeps two files of one second apart.
+        # The suffix distinguishes files created within one second.
         suffix = f".{len(before)}" if before else ""
         self._writer = SummaryWriter(str(workdir), purge_step=purge if before else None, filename_suffix=suffix)
         if config is not None:
@@ -127,15 +127,15 @@ class TensorBoard:
         self._writer.flush()
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Flushes and closes the event file."""
         self._writer.close()
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases, the same one each time a workdir is resumed."""
+    """A Weights & Biases run; a resumed workdir continues the same run."""
 
     def __init__(self, workdir: str | os.PathLike, config):
-        """Starts or continues the run; raises UserError where it cannot be started."""
+        """Starts or continues the run; raises UserError if it cannot be started."""
         import wandb  # type: ignore[import-not-found, import-untyped, unused-ignore]  # an extra
 
         folder, project = pathlib.Path(workdir).absolute(), config.log.wandb_project
@@ -144,27 +144,27 @@ class WeightsAndBiases:
             self._run: Any = wandb.init(
                 project=project, id=name, name=folder.name, resume="allow", dir=str(folder), config=config.to_dict()
             )
-        except Exception as error:  # no network, no account, a project of others
+        except Exception as error:  # no network, no account, no access to the project
             reason = " ".join(str(error).split())[:200]
-            allowed = f"cannot be started ({reason}); WANDB_MODE=offline needs no network, empty is off"
+            allowed = f"cannot be started ({reason}); WANDB_MODE=offline needs no network, an empty field turns it off"
             raise reject("log.wandb_project", project, allowed) from error
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a point to each curve; steps below its newest, which the run before has sent, it drops itself."""
+        """Adds a point to each curve; Weights & Biases drops steps below its newest, which were sent before."""
         self._run.log({key: float(value) for key, value in values.items()}, step=step)
 
     def close(self) -> None:
-        """Sends what is left."""
+        """Sends the remaining values and ends the run."""
         self._run.finish()
 
 
 def check(config) -> None:
-    """Raises UserError where Weights & Biases is asked for and not installed."""
+    """Raises UserError if Weights & Biases is configured but not installed."""
     project = config.log.wandb_project
     if not (project and is_first()):
         return
     found = importlib.util.find_spec("wandb")
-    # A folder of that name, as offline runs leave, is no package.
+    # A folder of this name, left by offline runs, is not a package.
     if found is None or found.origin is None:
         raise reject("log.wandb_project", project, "needs wandb, which is not installed: pip install wandb")
 
@@ -183,7 +183,7 @@ def _evaluated(workdir: str | os.PathLike, first: int, last: int) -> list[int]:
 
 
 def _drop_after(path: pathlib.Path, step: int) -> list[dict]:
-    """Returns the rows that are kept, by step."""
+    """Removes rows after `step`; returns the others."""
     kept = [row for row in metrics_lib.read(path.parent) if row["step"] <= step]
     write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
     return kept

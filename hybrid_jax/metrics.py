@@ -1,4 +1,4 @@
-"""What was measured: rows of `metrics.jsonl`, results of `eval/<step>.json`, the speed, the progress line."""
+"""Metrics: rows of `metrics.jsonl`, results in `eval/<step>.json`, speed, the progress line."""
 
 import contextlib
 import json
@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 
 
 class Clock:
-    """Speed and time left, without the time that evaluations take."""
+    """Speed and time left, excluding evaluations."""
 
     def __init__(self, batch: int, total: int, start: int):
-        """Starts the clock of a run of `total` steps of `batch` images, at step `start`."""
+        """Starts the clock at step `start` of a run of `total` steps of `batch` images."""
         self._batch, self._total, self._start = batch, total, start
         self._first = self._last = (start, time.perf_counter())
 
@@ -23,18 +23,18 @@ class Clock:
         before, then = self._last
         self._last = (step, now)
         if before == self._start:
-            # The first interval holds compilation, which says nothing about the time left.
+            # The first interval includes compilation, so it does not count for the time left.
             self._first = self._last
         return {"images_per_second": (step - before) * self._batch / (now - then)}
 
     def seconds_left(self, step: int) -> float:
-        """Returns the seconds that the remaining steps take at the speed so far."""
+        """Returns the estimated seconds for the remaining steps; NaN if unknown."""
         (first, then), (last, now) = self._first, self._last
         return (self._total - step) * (now - then) / (last - first) if last > first else math.nan
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves what happens inside out of the count."""
+        """Stops the clock inside the block."""
         start = time.perf_counter()
         yield
         spent = time.perf_counter() - start
@@ -42,9 +42,9 @@ class Clock:
 
 
 def read(workdir: str | os.PathLike) -> list[dict]:
-    """Returns the rows of `metrics.jsonl` by ascending step; of a repeated step the last.
+    """Returns the rows of `metrics.jsonl` by ascending step; for a repeated step the last row.
 
-    A line that is no such row (a run killed while it wrote) is left out; a missing file has none.
+    Skips incomplete lines (of a run killed while writing); returns no rows if the file is missing.
     """
     path = pathlib.Path(workdir) / "metrics.jsonl"
     rows = {}
@@ -58,12 +58,12 @@ def read(workdir: str | os.PathLike) -> list[dict]:
 
 
 def results_path(workdir: str | os.PathLike, step: int) -> pathlib.Path:
-    """Returns where the results of a step's evaluation are written once it is complete."""
+    """Returns the results file of a step's evaluation, which exists once the evaluation is complete."""
     return pathlib.Path(workdir) / "eval" / f"{step}.json"
 
 
 def headline(results: list[dict]) -> dict[str, float]:
-    """Returns {metric: value of its first result on another split than validation, which is for choosing}."""
+    """Returns {metric: value of its first result}; results on the validation split, used for selection, are skipped."""
     return {row["metric"]: row["value"] for row in reversed(results) if row.get("split") != "validation"}
 
 
@@ -73,7 +73,7 @@ def read_headline(workdir: str | os.PathLike, step: int) -> dict[str, float]:
 
 
 def progress_line(step: int, total: int, metrics: Mapping[str, float], seconds_left: float) -> str:
-    """Returns what the user watches: losses, speed, time left (unknown where it is not finite)."""
+    """Returns the progress line: losses, speed, time left (if finite)."""
     parts = [f"step {step:>{len(str(total))}}/{total}", f"loss {metrics['loss']:.4f}"]
     if "generative_loss" in metrics:
         parts.append(f"nll {metrics['generative_loss']:.4f} nats/token")

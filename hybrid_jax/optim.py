@@ -9,7 +9,7 @@ import optax
 def learning_rate_schedule(config) -> optax.Schedule:
     """Returns linear warm-up from 0, then cosine decay to 0 at `total_steps` (SGDR, arXiv 1608.03983).
 
-    Warm-up is clipped to half of the run.
+    Warm-up takes at most half of the run.
     """
     total = config.train.total_steps
     warmup = min(config.optimizer.warmup_steps, total // 2)
@@ -19,7 +19,7 @@ def learning_rate_schedule(config) -> optax.Schedule:
 
 
 def is_decayed(params) -> object:
-    """Returns a tree of booleans: matrices decay; norms, biases, positions and look-ups do not."""
+    """Returns a tree of booleans: weight decay for matrices, none for norms, biases, positions and embeddings."""
 
     def decays(path, leaf):
         name = path[-1].key
@@ -34,10 +34,10 @@ def _adamw(config, schedule: optax.Schedule) -> optax.GradientTransformation:
 
 
 def _muon(config, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024, github.com/KellerJordan/Muon) for the blocks' matrices, NAdam for all else.
+    """Muon (Jordan et al. 2024, github.com/KellerJordan/Muon) for the blocks' matrices, NAdam for all other parameters.
 
-    Updates have the size of AdamW's (Liu et al. 2025, arXiv 2502.16982), so one learning rate serves both;
-    weight decay acts on the blocks' matrices only.
+    Updates are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982), so that one learning rate suits
+    both; weight decay applies to the blocks' matrices only.
     """
     c = config.optimizer
     return optax.contrib.muon(
@@ -50,12 +50,12 @@ def _muon(config, schedule: optax.Schedule) -> optax.GradientTransformation:
 
 
 def _block_matrices(params) -> object:
-    """Returns which axes of each block's matrix are its inputs and outputs; None for other parameters."""
+    """Returns the input and output axes of each block's matrices; None for other parameters."""
 
     def axes(path, leaf):
         names = [key.key for key in path]
         matrix = "transformer" in names and names[-1] == "kernel"
-        # From behind: with model.scan_layers a layer axis is in front.
+        # Negative axes: with model.scan_layers there is a leading layer axis.
         return optax.contrib.MuonDimensionNumbers(-2, -1) if matrix else None
 
     return jax.tree_util.tree_map_with_path(axes, params)
@@ -65,7 +65,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adamw": _
 
 
 def make_optimizer(config) -> optax.GradientTransformation:
-    """Returns clipping by global norm, then the named optimizer; non-finite updates skipped if asked."""
+    """Returns the named optimizer with clipping by global norm and, if configured, skipping of non-finite updates."""
     optimizer = OPTIMIZERS[config.optimizer.name](config, learning_rate_schedule(config))
     if config.optimizer.clip_norm > 0:
         optimizer = optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm), optimizer)

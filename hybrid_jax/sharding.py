@@ -1,4 +1,4 @@
-"""The mesh, where each array lives on it, and how a host's batch becomes a global array."""
+"""The device mesh, the shardings of arrays, and global arrays from host data."""
 
 import functools
 import math
@@ -14,23 +14,23 @@ from jax.sharding import PartitionSpec as P
 from hybrid_jax.config import likelihood_batch
 from hybrid_jax.errors import reject
 
-# What JAX and its compiler call NVIDIA's.
+# Names that JAX and XLA use for NVIDIA GPUs.
 GPU_PLATFORMS = ("gpu", "cuda")
-# Both axes share the batch; parameters and optimizer state are cut over `fsdp`.
+# The batch is sharded over both axes, parameters and optimizer state over `fsdp`.
 BATCH_AXES = ("data", "fsdp")
-# Below this many elements a cut saves nothing and costs a collective.
+# Sharding smaller arrays saves little memory and costs a collective.
 MIN_SHARDED_SIZE = 1024
 
 
 def make_mesh(config, devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns the mesh (data, fsdp); `fsdp` stays inside a slice, `data` spans slices.
+    """Returns the mesh (data, fsdp); `fsdp` stays within a slice, `data` spans slices.
 
     Args:
       config: a resolved config.
-      devices: all of them by default; those of a topology that is not here (`hybrid_jax.aot.compile`) will do.
+      devices: by default all; may be those of a topology description (`hybrid_jax.aot.compile`).
 
     Raises:
-      UserError: the two axes do not multiply to the number of devices, or do not divide the batch.
+      UserError: the product of the axes is not the number of devices, or does not divide the batch.
     """
     devices = jax.devices() if devices is None else devices
     placed = arrange(config, devices)
@@ -39,10 +39,10 @@ def make_mesh(config, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def arrange(config, devices: Sequence[Any]) -> np.ndarray:
-    """Returns the devices as (data, fsdp), near ones along `fsdp`; raises as `make_mesh`."""
+    """Returns the devices as a (data, fsdp) array, neighbours along `fsdp`; raises as `make_mesh`."""
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     data, fsdp = _mesh_shape(config, len(devices), slices)
-    # Axes of the torus may be split: most shapes would be refused otherwise.
+    # Without splitting axes of the torus, most shapes would be refused.
     if slices == 1:
         return mesh_utils.create_device_mesh((data, fsdp), devices, allow_split_physical_axes=True)
     shape = (data // slices, fsdp)
@@ -54,7 +54,7 @@ def _mesh_shape(config, devices: int, slices: int) -> tuple[int, int]:
     if devices % fsdp:
         raise reject("mesh.fsdp", fsdp, f"must divide the number of devices, {devices}")
     if devices // slices % fsdp:
-        raise reject("mesh.fsdp", fsdp, f"must divide the number of devices of a slice, {devices // slices}")
+        raise reject("mesh.fsdp", fsdp, f"must divide the number of devices per slice, {devices // slices}")
     if data == -1:
         data = devices // fsdp
     if data * fsdp != devices:
@@ -74,12 +74,12 @@ def _check_batch(config, devices: int) -> None:
 
 
 def all_devices() -> Mesh:
-    """Returns the mesh that cuts batches over all devices, and nothing else."""
+    """Returns a mesh that shards batches over all devices and replicates everything else."""
     return jax.make_mesh((jax.device_count(), 1), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of an array that every device holds whole."""
+    """Returns the sharding of an array replicated on every device."""
     return NamedSharding(mesh, P())
 
 
@@ -89,9 +89,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def constrain_batch(mesh: Mesh):
-    """Returns a function that pins an activation's batch axis, the first or a given one, to the batch's devices.
+    """Returns a function that shards an activation along its batch axis, by default the first.
 
-    Without it the partitioner lets activations inherit the parameters' cut over features.
+    Without the constraint, activations inherit the parameters' sharding over features.
     """
 
     def constrain(x: jax.Array, axis: int = 0) -> jax.Array:
@@ -103,11 +103,11 @@ def constrain_batch(mesh: Mesh):
 
 
 def state_sharding(abstract_state, mesh: Mesh):
-    """Returns a tree of shardings: each large array is cut over `fsdp`.
+    """Returns a tree of shardings: each large array is sharded over `fsdp`.
 
-    Along its last axis but one, of a plain kernel the input features (of `qkv` cut along its output features the
-    TPU compiler adds up the whole gradient on every device); where that does not divide, along the longest that does.
-    Depends on shapes only, so that moments and averages lie where their parameters lie.
+    It is split along its second-to-last axis, for a plain kernel the input features (with `qkv` split along output
+    features, the TPU compiler sums the whole gradient on every device); if that is not divisible, along the longest
+    axis that is. Depends on shapes only, so that moments and averages are sharded like their parameters.
     """
     size = mesh.shape["fsdp"]
 
@@ -124,16 +124,16 @@ def state_sharding(abstract_state, mesh: Mesh):
 
 
 def compiler_options(mesh: Mesh) -> dict[str, Any]:
-    """Returns what XLA is asked for beside its defaults when it compiles for the mesh's platform."""
+    """Returns the XLA options, other than defaults, for the mesh's platform."""
     if mesh.devices.flat[0].platform not in GPU_PLATFORMS:
         return {}
-    # Products of both streams with one kernel, joined to one, are followed by a copy of each part of the result: large
-    # ones stay apart. Of small ones the number of kernels counts.
+    # XLA merges the products of both streams with one kernel, then copies each part of the result. That pays only for
+    # small products, whose cost is the kernel launch; larger ones are not merged.
     return {"xla_gpu_dot_merger_threshold_mb": 8}
 
 
 def place(tree, shardings):
-    """Returns arrays of the host's memory as global ones; every process must hold the same."""
+    """Returns host arrays as global arrays; every process must pass the same values."""
 
     def one(x, where) -> jax.Array:
         return jax.make_array_from_callback(np.shape(x), where, lambda index: np.asarray(x)[index])
@@ -143,18 +143,18 @@ def place(tree, shardings):
 
 @functools.lru_cache
 def local_rows(mesh: Mesh, size: int) -> np.ndarray:
-    """Returns which rows of a global batch this process's devices hold, in rising order: (r,) int64."""
+    """Returns the rows of a global batch that this process's devices hold, ascending: (r,) int64."""
     places = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
     return np.unique(np.concatenate([np.arange(size)[index] for index in places]))
 
 
 def global_batch(local: np.ndarray, mesh: Mesh, size: int) -> jax.Array:
-    """Returns a global array cut over the batch axes.
+    """Returns a global array sharded over the batch axes.
 
     Args:
       local: (r, ...), the rows `local_rows(mesh, size)` of the batch.
-      mesh: whose devices hold it.
-      size: rows of the whole batch.
+      mesh: the device mesh.
+      size: rows of the global batch.
 
     Returns:
       (size, ...), the same for any number of processes.

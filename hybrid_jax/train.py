@@ -1,30 +1,26 @@
-"""The training loop, from top to bottom: data, mesh, state, then steps with logs, saves, evaluations."""
+"""The training loop: open or resume a run, then train with logs, checkpoints and evaluations."""
 
 import contextlib
+import dataclasses
 import math
 import os
-import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
-import numpy as np
 
-from hybrid_jax import config as config_lib
-from hybrid_jax import evaluators, initialize, metric_writers, sharding, train_state, train_step
+from hybrid_jax import initialize, metric_writers, train_step
 from hybrid_jax import metrics as metrics_lib
-from hybrid_jax.anomaly import fit as anomaly_fit
-from hybrid_jax.data import feed, pipeline, sources
-from hybrid_jax.errors import NonFiniteError, Preempted, UserError, oom_advice, reject
-from hybrid_jax.evaluate import evaluate_and_report, write_anomaly
-from hybrid_jax.evaluators.features import FeatureStore
+from hybrid_jax.data import feed, pipeline
+from hybrid_jax.errors import NonFiniteError, Preempted, oom_advice
+from hybrid_jax.evaluate import evaluate_and_report
 from hybrid_jax.inference import model as model_lib
+from hybrid_jax.initialize import Run
 from hybrid_jax.metrics import read_headline, results_path
-from hybrid_jax.models import tokens
-from hybrid_jax.multihost import coordination, preemption
-from hybrid_jax.storage import best as best_checkpoint
-from hybrid_jax.storage import checkpoint, lock
-from hybrid_jax.storage.files import still_writable, writable, write_whole
+from hybrid_jax.multihost import coordination
+from hybrid_jax.storage.files import still_writable
+from hybrid_jax.train_state import TrainState
 
 Log = Callable[[str], None]
 
@@ -32,206 +28,172 @@ Log = Callable[[str], None]
 def train_and_evaluate(
     config, workdir: str | os.PathLike, log: Log = print, fork_from: str | None = None
 ) -> dict[str, float]:
-    """Trains, or resumes, until `total_steps`; evaluates on schedule and at the end.
+    """Trains until `total_steps`, from the start or from the last checkpoint; evaluates on schedule and at the end.
 
     Writes `config.json`, `metrics.jsonl`, `checkpoints/<step>/`, `eval/<step>.json` and `report.html`.
 
     Args:
       config: a config from `get_config()` with overrides.
       workdir: folder of this run; created if missing, resumed if it has a checkpoint.
-      log: takes progress lines.
-      fork_from: `DIR[@step]`, whose parameters a new run begins with; ignored where `workdir` has a checkpoint.
+      log: function that prints a line.
+      fork_from: `DIR[@step]`, the run that initialises the parameters; ignored if `workdir` has a checkpoint.
 
     Returns:
-      The last step's metrics, and the last evaluation's headline values by metric name.
+      Metrics of the last step, and headline values of the last evaluation, by name.
 
     Raises:
-      UserError: a mistake in the config, the data or the workdir.
-      Preempted: SIGTERM or SIGINT came; the state is saved.
+      UserError: the config, the data or the workdir is invalid.
+      Preempted: the process received SIGTERM or SIGINT; the state is saved.
       NonFiniteError: a loss became infinite or NaN.
     """
-    config_lib.validate(config)
-    best_checkpoint.check(config)
-    workdir, log = pathlib.Path(workdir), coordination.only_first(log)
-    mesh = sharding.make_mesh(config)
-    advice = (
-        f"lower config.train.batch_size={config.train.batch_size} or config.model.width={config.model.width}, raise "
-        f"config.train.microbatches={config.train.microbatches}, or set config.model.remat=True"
-    )
     with contextlib.ExitStack() as stack:
-        with coordination.raise_on_all_processes(UserError), coordination.first_goes_first():
-            data = sources.load(config)
-            pipeline.steps_per_epoch(len(data.train.images), config.train.batch_size)
-            seen = data.for_evaluation(config.eval.max_images)
-            evaluators.check(seen, config)
-            best_checkpoint.check_data(config, seen)
-            metric_writers.check(config)
-            _create(workdir)
-            still_ours = stack.enter_context(lock.held(workdir, log))
-        coordination.check_same(
-            config=config_lib.to_json(config), fingerprint=data.fingerprint, fork_from=str(fork_from)
-        )
-        stack.enter_context(oom_advice(advice))
-        stops = stack.enter_context(preemption.StopRequests(mesh))
-        checkpoints = stack.enter_context(contextlib.closing(checkpoint.Checkpoints(workdir, config, still_ours)))
-        state, start = _restore_or_init(config, workdir, checkpoints, data, mesh, fork_from, log)
-        with writable(workdir):
-            write_whole(workdir / "config.json", config_lib.to_json(config))
-        _log_setup(config, data, mesh, state, start, log)
-        stack.enter_context(still_writable(workdir))
-        opened = metric_writers.MetricsWriter(workdir, start, config, lambda: data.train.images[:8])
+        run = initialize.open_run(config, workdir, fork_from, log, stack)
+        stack.enter_context(oom_advice(_memory_advice(config)))
+        state, start = initialize.starting_state(run)
+        _log_setup(run, state, start)
+        stack.enter_context(still_writable(run.workdir))
+        opened = metric_writers.MetricsWriter(run.workdir, start, config, lambda: run.data.train.images[:8])
         writer = stack.enter_context(contextlib.closing(opened))
-        return _run(config, workdir, data, mesh, state, start, checkpoints, writer, stops, log)
+        return _train(run, state, start, writer)
 
 
-def _run(config, workdir, data, mesh, state, start, checkpoints, writer, stops, log) -> dict[str, float]:
-    """The loop: evaluate what was saved, take a batch, step, log, save."""
-    step_fn, compare = train_step.make_train_step(config, mesh), _gradient_comparison(config, mesh, log)
-    model = model_lib.Model(config, None, None, start, mesh)
-    total, batch, pending, last = config.train.total_steps, config.train.batch_size, {}, {}
-    clock = metrics_lib.Clock(batch, total, start)
-    on_device = feed.fits_devices(data.train.images, mesh, config.data.device_gib)
-    batches = feed.batches(data.train.images, config.seed, batch, start, total, mesh, on_device)
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """When to log, save and evaluate.
 
-    def evaluate(state) -> dict[str, float]:
-        message = f"stopped while step {int(state.step)} was evaluated, which is saved; the same command continues"
-        advice = f"lower config.eval.batch_size={config.eval.batch_size}"
-        with clock.paused(), oom_advice(advice), stops.preemptible(message) as raise_if_preempted:
-            results = evaluate_and_report(model.with_state(state), data, config, workdir, log, raise_if_preempted)
-        writer.scalars(int(state.step), results)
-        return results
+    Attributes:
+      total: steps of the run.
+      log_every: steps between progress lines.
+      save_every: steps between checkpoints.
+      evaluate_every: steps between evaluations during training; none if not above 0.
+    """
 
-    if start < total:
-        log("compiling the train step (once) ...")
-        _compile_beside(compare, config, mesh)
-    for step in range(start, total):
-        # Here, not after the save, so that a run stopped in between evaluates when it resumes.
-        due = config.eval.every_steps > 0 and step > 0 and step % config.eval.every_steps == 0
-        if due and not coordination.broadcast_from_process_zero(results_path(workdir, step).exists()):
-            evaluate(state)
-        elif due and step > start and coordination.is_first():
-            writer.scalars(step, read_headline(workdir, step))
-        images = next(batches)
-        done = step + 1
-        logs = done in (1, total) or done % config.log.every_steps == 0
-        # Before the step, which donates the state.
-        gradients = compare(state, images) if logs and compare else {}
-        stop_asked = stops.ask()
-        state, pending[done] = step_fn(state, images)
-        # At most two steps in flight: a stop request is answered soon, and batches do not pile up.
-        jax.block_until_ready(pending.get(done - 1))
+    total: int
+    log_every: int
+    save_every: int
+    evaluate_every: int
+
+    @classmethod
+    def from_config(cls, config) -> "Schedule":
+        """Returns the schedule of a resolved config."""
+        every = config.log.every_steps, config.checkpoint.every_steps, config.eval.every_steps
+        return cls(config.train.total_steps, *every)
+
+    def logs(self, done: int) -> bool:
+        """Returns whether to log after `done` steps: the first, the last, and those on schedule."""
+        return done in (1, self.total) or done % self.log_every == 0
+
+    def evaluates(self, done: int) -> bool:
+        """Returns whether to evaluate after `done` steps; the final evaluation is separate."""
+        return 0 < done < self.total and self.evaluate_every > 0 and done % self.evaluate_every == 0
+
+    def saves(self, done: int) -> bool:
+        """Returns whether to save after `done` steps: the last, those evaluated, and those on schedule."""
+        return done == self.total or self.evaluates(done) or done % self.save_every == 0
+
+
+def _train(run: Run, state: TrainState, start: int, writer: metric_writers.MetricsWriter) -> dict[str, float]:
+    """The loop: evaluate the saved state, get a batch, step, log, save."""
+    config, schedule, total = run.config, Schedule.from_config(run.config), run.config.train.total_steps
+    train_one, compare = train_step.make_train_step(config, run.mesh), _gradient_comparison(run)
+    batches, progress = _batches(run, start), _Progress(run, start, writer)
+    _compile_beside(compare, run, start)
+    for done in range(start + 1, total + 1):
+        # Not directly after the save, so that a run stopped in between evaluates when it resumes.
+        if schedule.evaluates(done - 1):
+            progress.evaluate(state)
+        images, stop_asked = next(batches), run.stops.ask()
+        # All inputs of the step are on the devices.
+        with jax.transfer_guard("disallow"), _profiled(run, start, done):
+            # Must precede the step, which donates the state.
+            gradients = compare(state, images) if schedule.logs(done) else None
+            state, metrics = train_one(state, images)
+            progress.add(done, metrics)
         leaves = stop_asked() and done < total
-        evaluates = config.eval.every_steps > 0 and done % config.eval.every_steps == 0
-        saves = leaves or evaluates or done == total or done % config.checkpoint.every_steps == 0
-        if logs or saves:
-            checkpoints.check()
-            values = _checked(pending, config.train.skip_nonfinite)
-            pending = {}
-        if logs:
-            last = values | {k: float(v) for k, v in jax.device_get(gradients).items()} | clock.rates(done)
-            writer.write(done, last)
-            log(metrics_lib.progress_line(done, total, last, clock.seconds_left(done)))
-        # Only after all losses up to here were seen to be finite.
+        saves = leaves or schedule.saves(done)
+        if saves or schedule.logs(done):
+            run.checkpoints.check()
+            progress.settle(done, gradients)
+        # Only after `settle` found all losses finite.
         if saves:
-            checkpoints.save(state, config, data.fingerprint)
+            run.checkpoints.save(state, config, run.data.fingerprint)
         if leaves:
             raise Preempted(f"stopped at step {done}, which is saved; the same command continues")
-    checkpoints.wait()
-    if start == total and coordination.broadcast_from_process_zero(results_path(workdir, total).exists()):
-        log(f"already trained and evaluated; --mode=eval evaluates again; report: {workdir / 'report.html'}")
-        return _last_metrics(workdir) | read_headline(workdir, total)
-    if config.eval.every_steps < 0 and not (
-        start == total and coordination.broadcast_from_process_zero(anomaly_fit.path_of(workdir, total).exists())
-    ):
-        with oom_advice(f"lower config.eval.batch_size={config.eval.batch_size}"):
-            seen = data.for_evaluation(config.eval.max_images)
-            write_anomaly(FeatureStore(model.with_state(state), seen), config, workdir, log)
-    return (last or _last_metrics(workdir)) | (evaluate(state) if config.eval.every_steps >= 0 else {})
+    run.checkpoints.wait()
+    return progress.finish(state)
 
 
-def _last_metrics(workdir: pathlib.Path) -> dict[str, float]:
-    rows = metrics_lib.read(workdir)
-    return {k: v for k, v in rows[-1].items() if k != "step" and v is not None} if rows else {}
+class _Progress:
+    """Checks, writes and logs the metrics of steps; runs evaluations."""
 
+    def __init__(self, run: Run, start: int, writer: metric_writers.MetricsWriter):
+        self._run, self._start, self._writer = run, start, writer
+        self._clock = metrics_lib.Clock(run.config.train.batch_size, run.config.train.total_steps, start)
+        self._model = model_lib.Model(run.config, None, None, start, run.mesh)
+        self._pending: dict[int, dict[str, jax.Array]] = {}
+        self._last: dict[str, float] = {}
 
-def _create(workdir: pathlib.Path) -> None:
-    with writable(workdir):
-        (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    def add(self, done: int, metrics: dict[str, jax.Array]) -> None:
+        """Queues the metrics of a step, which may not be ready yet; waits for those of the previous step.
 
+        At most two steps are in flight, so that stop requests take effect soon and batches do not pile up.
+        """
+        self._pending[done] = metrics
+        jax.block_until_ready(self._pending.get(done - 1))
 
-def _restore_or_init(config, workdir, checkpoints: checkpoint.Checkpoints, data, mesh, fork_from, log: Log):
-    """Returns (state, steps done): the newest good checkpoint's, else a fork's, else fresh ones."""
+    def settle(self, done: int, gradients: dict[str, jax.Array] | None) -> None:
+        """Checks all queued steps; writes and logs the metrics of the last unless `gradients` is None.
 
-    def accept(meta: dict) -> None:
-        wrong = config_lib.contradictions(checkpoints.config(meta["step"]), config)
-        if wrong:
-            raise UserError("; ".join(wrong) + "; choose another --workdir")
-        data.check(meta["fingerprint"], config.data.path)
-        if meta["step"] > config.train.total_steps:
-            raise reject("train.total_steps", config.train.total_steps, f"the workdir is at step {meta['step']}")
+        Raises:
+          NonFiniteError: see `_checked`.
+        """
+        values = _checked(self._pending, self._run.config.train.skip_nonfinite)
+        self._pending = {}
+        if gradients is None:
+            return
+        compared = {name: float(value) for name, value in jax.device_get(gradients).items()}
+        self._last = values | compared | self._clock.rates(done)
+        self._writer.write(done, self._last)
+        total, left = self._run.config.train.total_steps, self._clock.seconds_left(done)
+        self._run.log(metrics_lib.progress_line(done, total, self._last, left))
 
-    restored = checkpoints.restore_latest(train_state.abstract_state(config, mesh), accept, log)
-    if restored is not None:
-        state, meta = restored
-        log(f"resuming from checkpoint {meta['step']}")
-        if fork_from:
-            log(initialize.ignored(workdir, fork_from))
-        return state, meta["step"]
-    if rows := metrics_lib.read(workdir):
-        log(f"no checkpoint, though metrics.jsonl goes to step {rows[-1]['step']}: starting again from step 0")
-    palette = lambda: _fit_palette(config, data, log)
-    if fork_from:
-        return initialize.forked_state(config, workdir, fork_from, mesh, palette, log), 0
-    initialize.forget(workdir, log)
-    return train_state.init_state(config, mesh, palette()), 0
+    def finish(self, state: TrainState) -> dict[str, float]:
+        """Evaluates the last state unless `eval.every_steps` is -1.
 
+        Returns:
+          The last metrics written, possibly by an earlier process, and headline values of the evaluation.
+        """
+        rows = [] if self._last else metrics_lib.read(self._run.workdir)
+        last = self._last or ({k: v for k, v in rows[-1].items() if k != "step" and v is not None} if rows else {})
+        return last | (self.evaluate(state) if self._run.config.eval.every_steps >= 0 else {})
 
-def _fit_palette(config, data, log: Log) -> tokens.Palette | None:
-    spec = tokens.TokenSpec.from_config(config)
-    if spec.kind != "palette":
-        return None
-    try:
-        colours = tokens.fit_palette(data.train.images, spec.vocab_size)
-    except UserError:  # a damaged record says so itself
-        raise
-    except ValueError as error:
-        raise reject("model.palette_size", spec.vocab_size, f"the data have {error}") from error
-    # Another kind of processor may round k-means otherwise.
-    colours = np.array(coordination.broadcast_from_process_zero(colours.tolist()), np.float32)
-    palette = tokens.Palette.from_colours(colours)
-    psnr = tokens.palette_psnr(data.train.images[:1000], spec, palette)
-    log(f"palette: {spec.vocab_size} colours, PSNR {psnr:.2f} dB on the first 1,000 training images")
-    return palette
-
-
-def _gradient_comparison(config, mesh, log: Log):
-    both = config.objective.generative_weight > 0 and config.objective.contrastive_weight > 0
-    if not (both and config.log.gradients):
-        return None
-    if config.train.microbatches > 1:
-        log("log.gradients: left out, it would need the memory of a whole batch (train.microbatches > 1)")
-        return None
-    return train_step.make_gradient_comparison(config, mesh)
-
-
-def _compile_beside(compare, config, mesh) -> None:
-    """Compiles the gradient comparison in a thread, while the first step is compiled; its first call then waits for it.
-
-    Not in a run of several processes: their compilers wait for one another, in one order.
-    """
-    if compare is None or coordination.several():
-        return
-    arguments = train_step.abstract_arguments(config, mesh)
-    # What fails here fails again, and is told, where it is called.
-    ThreadPoolExecutor(1).submit(lambda: compare.lower(*arguments).compile())
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Evaluates a saved state unless it has results already; returns headline values by metric name."""
+        run, step = self._run, int(jax.device_get(state.step))
+        complete = coordination.is_first() and results_path(run.workdir, step).exists()
+        known = coordination.broadcast_from_process_zero(read_headline(run.workdir, step) if complete else None)
+        if known is None:
+            message = f"stopped while step {step} was evaluated, which is saved; the same command continues"
+            advice = f"lower config.eval.batch_size={run.config.eval.batch_size}"
+            with self._clock.paused(), oom_advice(advice), run.stops.preemptible(message) as raise_if_preempted:
+                model = self._model.with_state(state)
+                results = evaluate_and_report(model, run.data, run.config, run.workdir, run.log, raise_if_preempted)
+            self._writer.scalars(step, results)
+            return results
+        if step > self._start:  # the writer handles earlier steps when it opens
+            self._writer.scalars(step, known)
+        elif step == run.config.train.total_steps:
+            report = run.workdir / "report.html"
+            run.log(f"already trained and evaluated; --mode=eval evaluates again; report: {report}")
+        return known
 
 
 def _checked(pending: dict[int, dict], tolerated: int) -> dict[str, float]:
     """Returns the newest metrics as floats.
 
     Raises:
-      NonFiniteError: the first step whose loss or norms are not finite, unless its update was skipped and
-        no more than `tolerated` updates in a row were.
+      NonFiniteError: names the first step with a loss or norm that is not finite, unless its update was skipped
+        and at most `tolerated` consecutive updates were.
     """
     found = {step: {k: float(v) for k, v in m.items()} for step, m in jax.device_get(pending).items()}
     for step, values in sorted(found.items()):
@@ -241,18 +203,87 @@ def _checked(pending: dict[int, dict], tolerated: int) -> dict[str, float]:
     return found[max(found)]
 
 
-def _log_setup(config, data, mesh, state, start: int, log: Log) -> None:
+def _batches(run: Run, start: int) -> Iterator[jax.Array]:
+    images, train = run.data.train.images, run.config.train
+    on_device = feed.fits_devices(images, run.mesh, run.config.data.device_gib)
+    return feed.batches(images, run.config.seed, train.batch_size, start, train.total_steps, run.mesh, on_device)
+
+
+def _gradient_comparison(run: Run) -> Callable[[TrainState, jax.Array], dict[str, jax.Array]]:
+    """Returns compare(state, images) -> metrics; no metrics unless there are two losses and `log.gradients` is set."""
+    objective = run.config.objective
+    both = objective.generative_weight > 0 and objective.contrastive_weight > 0
+    if both and run.config.log.gradients and run.config.train.microbatches == 1:
+        return train_step.make_gradient_comparison(run.config, run.mesh)
+    if both and run.config.log.gradients:
+        run.log("log.gradients: skipped, needs the memory of a whole batch (train.microbatches > 1)")
+    return lambda state, images: {}
+
+
+def _compile_beside(compare, run: Run, start: int) -> None:
+    """Compiles the gradient comparison in a thread, in parallel with the train step.
+
+    Not with several processes: they must compile programs in the same order.
+    """
+    if start == run.config.train.total_steps:
+        return
+    run.log("compiling the train step (once) ...")
+    if hasattr(compare, "lower") and not coordination.several():
+        arguments = train_step.abstract_arguments(run.config, run.mesh)
+        # An error here occurs again, and is reported, at the first call.
+        ThreadPoolExecutor(1).submit(lambda: compare.lower(*arguments).compile())
+
+
+@contextlib.contextmanager
+def _profiled(run: Run, start: int, done: int) -> Iterator[None]:
+    """Annotates a step; writes the profile of the steps in `log.profile_steps` to `profile/` in the workdir."""
+    first, last = run.config.log.profile_steps or (0, 0)
+    first, last = max(first, start + 1), min(last, run.config.train.total_steps)
+    if first == done <= last:
+        jax.profiler.start_trace(run.workdir / "profile")
+    with jax.profiler.StepTraceAnnotation("train", step_num=done):
+        yield
+    if done == last >= first:
+        # The loop itself waits only for the previous step.
+        jax.block_until_ready(jax.live_arrays())
+        jax.profiler.stop_trace()
+        run.log(f"profile of steps {first} to {last}: {run.workdir / 'profile'}")
+
+
+def _memory_advice(config) -> str:
+    return (
+        f"lower config.train.batch_size={config.train.batch_size} or config.model.width={config.model.width}, raise "
+        f"config.train.microbatches={config.train.microbatches}, or set config.model.remat=True"
+    )
+
+
+def _log_setup(run: Run, state: TrainState, start: int) -> None:
+    config, data, log = run.config, run.data, run.log
     sizes = {name: len(split.images) for name in ("train", "validation", "test") if (split := getattr(data, name))}
-    params = sum(np.prod(x.shape) for x in jax.tree.leaves(state.params))
     batch, total = config.train.batch_size, config.train.total_steps
     epochs = total / pipeline.steps_per_epoch(sizes["train"], batch)
     device = jax.devices()[0]
     log(f"data {data.name}: " + ", ".join(f"{count:,} {name}" for name, count in sizes.items()))
     for note in data.notes:
         log(f"  {note}")
-    log(f"model: {params:,} parameters, {config.model.dtype}")
-    log(f"devices: {mesh.size} x {device.device_kind} ({device.platform}), mesh {dict(mesh.shape)}")
+    log(f"model: {sum(x.size for x in jax.tree.leaves(state.params)):,} parameters, {config.model.dtype}")
+    for line in parameter_overview(state.params):
+        log(f"  {line}")
+    log(f"devices: {run.mesh.size} x {device.device_kind} ({device.platform}), mesh {dict(run.mesh.shape)}")
     log(f"steps: {start:,} done of {total:,}, batch {batch:,}, {epochs:.1f} epochs in all")
     warmup = config.optimizer.warmup_steps
     if warmup > total // 2:
         log(f"warm-up: {total // 2} steps, half of the run, instead of {warmup}")
+
+
+def parameter_overview(params: Any) -> list[str]:
+    """Returns one line per part of a model: name, number of parameters and of arrays."""
+    sizes: dict[str, list[int]] = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(params):
+        name = "/".join(str(part.key) for part in path[:2])
+        sizes.setdefault(name, []).append(x.size)
+    width = max(map(len, sizes))
+    return [
+        f"{name:<{width}}  {sum(found):>13,} in {len(found)} array{'s' if len(found) > 1 else ''}"
+        for name, found in sizes.items()
+    ]

@@ -1,4 +1,4 @@
-"""The state of training: what a step changes, how it begins, where its arrays lie."""
+"""The training state: its initial value, its shardings, and the parts a checkpoint saves."""
 
 import functools
 import json
@@ -7,6 +7,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
@@ -14,36 +15,40 @@ from hybrid_jax import config as config_lib
 from hybrid_jax import optim, sharding
 from hybrid_jax.models import hybrid, tokens
 
+# The sections of the config that a step depends on.
+_OF_A_STEP = ("data", "model", "objective", "augment", "train", "optimizer")
+
 
 def cached_by_config(function):
-    """Caches a function of (config, mesh): equal configs, as in a resumed run, are not traced and compiled again.
+    """Caches a function of (config, mesh), so that equal configs are not traced and compiled again.
 
-    The seed is not part of it: it travels with the state, so that runs of several seeds share one compiled step.
+    The function gets only the sections of the config that form the cache key; reading another section raises. The
+    seed is not in the key: it is part of the state, so that runs with different seeds share one compiled step.
     """
-    sections = ("data", "model", "objective", "augment", "train", "optimizer")
 
     @functools.lru_cache(maxsize=16)
     def cached(text: str, mesh: Mesh | None):
-        return function(config_lib.from_dict(json.loads(text)), mesh)
+        full = config_lib.from_dict(json.loads(text))
+        return function(ml_collections.ConfigDict({name: full[name] for name in _OF_A_STEP}).lock(), mesh)
 
     @functools.wraps(function)
     def keyed(config, mesh: Mesh | None = None):
         values = config.to_dict()
-        return cached(json.dumps({name: values[name] for name in sections}), mesh)
+        return cached(json.dumps({name: values[name] for name in _OF_A_STEP}), mesh)
 
     return keyed
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that a step changes, and the palette, which it does not.
+    """Arrays that a step updates, with the palette and the seed, which stay constant.
 
     Attributes:
-      step: () int32, updates done.
+      step: () int32, number of updates done.
       params: float32 parameters.
-      ema_params: their moving average; None where ema_decay = 0.
-      opt_state: the optimizer's.
-      palette: None for intensity tokens.
-      seed: () uint32, of the run; None where nothing is trained.
+      ema_params: moving average of the parameters; None if ema_decay = 0.
+      opt_state: state of the optimizer.
+      palette: the palette; None for intensity tokens.
+      seed: () uint32, seed of the run; None if nothing is trained.
     """
 
     step: jax.Array
@@ -54,13 +59,13 @@ class TrainState(flax.struct.PyTreeNode):
     seed: Any = None
 
     def saved(self) -> dict[str, Any]:
-        """Returns what a checkpoint holds beside the step: {part: tree}; a palette's table follows from its colours."""
+        """Returns the parts of a checkpoint besides the step, {part: tree}; of the palette only its colours."""
         colours = None if self.palette is None else self.palette.colours
         parts = {"params": self.params, "ema_params": self.ema_params, "opt_state": self.opt_state, "palette": colours}
         return {name: part for name, part in parts.items() if part is not None}
 
     def restored(self, step: jax.Array, parts: dict[str, Any], seed: int) -> "TrainState":
-        """Returns the state of a checkpoint of a run with this seed; `self` says where its arrays lie."""
+        """Returns the state of a checkpoint of a run with this seed; `self` gives the shardings."""
         palette = None
         if self.palette is not None:
             made = tokens.Palette.from_colours(np.asarray(parts["palette"]))
@@ -78,7 +83,7 @@ def _fresh_state(config, seed: jax.Array, palette: tokens.Palette | None) -> Tra
 
 @cached_by_config
 def abstract_state(config, mesh: Mesh | None = None) -> TrainState:
-    """Returns the state's shapes, dtypes and, given a mesh, shardings; computes nothing."""
+    """Returns shapes, dtypes and, given a mesh, shardings of the state; computes nothing."""
     palette = tokens.abstract_palette(tokens.TokenSpec.from_config(config))
     state = jax.eval_shape(lambda palette: _fresh_state(config, jnp.uint32(0), palette), palette)
     if mesh is None:
@@ -88,7 +93,7 @@ def abstract_state(config, mesh: Mesh | None = None) -> TrainState:
 
 
 def state_sharding(config, mesh: Mesh) -> TrainState:
-    """Returns where each of the state's arrays lies, as a state of shardings."""
+    """Returns the shardings of the state's arrays, as a `TrainState`."""
     state = abstract_state(config)
     # Every device looks up its own pixels in the palette's table.
     palette = jax.tree.map(lambda _: sharding.replicated(mesh), state.palette)

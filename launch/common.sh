@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: how commands are printed and run, and how a checkout is packed.
+# Functions for the other scripts: printing and running commands, uploading the checkout.
 
 DRY_RUN=${DRY_RUN:-false}
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 ROOT=$(dirname "$HERE")
 
-# Prints words as a shell reads them back.
+# Prints words, quoted for a shell.
 quoted() {
   local word line=""
   for word in "$@"; do
@@ -15,7 +15,7 @@ quoted() {
   printf '%s\n' "${line% }"
 }
 
-# Runs a command, or with --dry_run prints it and does nothing.
+# Runs a command, or with --dry_run only prints it.
 run() {
   if [[ $DRY_RUN == true ]]; then
     quoted "$@"
@@ -29,11 +29,11 @@ fail() {
   exit 2
 }
 
-# need NAME...: these variables must have a value.
+# need NAME...: fails if a variable is empty.
 need() {
   local name
   for name in "$@"; do
-    [[ -n ${!name:-} ]] || fail "$name is empty: set it, as in $name=... $(basename "$0") ...; see the top of the script"
+    [[ -n ${!name:-} ]] || fail "$name is empty: set it, for example $name=... $(basename "$0") ...; see the top of the script"
   done
 }
 
@@ -48,7 +48,7 @@ path_of() {
   [[ $rest == */* ]] && echo "${rest#*/}"
 }
 
-# need_address NAME...: these variables must be gs://BUCKET/PATH.
+# need_address NAME...: fails if a variable is not gs://BUCKET/PATH.
 need_address() {
   local name
   for name in "$@"; do
@@ -56,15 +56,22 @@ need_address() {
   done
 }
 
-# pack gs://...: uploads the checkout as it was committed last.
+# Copies what $LOCAL_DATA lacks of $DATA.
+bring_data() {
+  [[ $DRY_RUN == true ]] || command -v gcloud > /dev/null || fail "DATA=$DATA: there is no gcloud here to copy it with"
+  run mkdir -p "$LOCAL_DATA"
+  run gcloud storage rsync --recursive "$DATA" "$LOCAL_DATA"
+}
+
+# pack gs://...: uploads the last commit of the checkout.
 pack() {
-  git -C "$ROOT" diff --quiet HEAD || echo "note: changes that are not committed stay here" >&2
+  git -C "$ROOT" diff --quiet HEAD || echo "note: uncommitted changes are not uploaded" >&2
   local archive="${TMPDIR:-/tmp}/hybrid_jax.tar.gz"
   run git -C "$ROOT" archive --format=tar.gz --output="$archive" HEAD
   run gcloud storage cp "$archive" "$1"
 }
 
-# Takes --dry_run out of the arguments; what is left is in REST.
+# Removes --dry_run from the arguments; the others are in REST.
 REST=()
 read_dry_run() {
   local word

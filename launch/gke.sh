@@ -1,34 +1,34 @@
 #!/usr/bin/env bash
-# Fills in gke_jobset.yaml and gives it to the cluster.
+# Fills in gke_jobset.yaml and submits it to the cluster.
 #
 #   launch/gke.sh render [FLAG...]                    prints the filled-in YAML
-#   launch/gke.sh [--dry_run] submit [FLAG...]        starts or continues the run (FLAG --mode=eval: evaluates)
+#   launch/gke.sh [--dry_run] submit [FLAG...]        starts or continues the run (with --mode=eval: evaluates)
 #   launch/gke.sh [--dry_run] logs                    follows the first pod's output
 #   launch/gke.sh [--dry_run] delete                  saves and ends the run; submit continues it
 set -euo pipefail
 
 NAME=${NAME:-hybrid}
-IMAGE=${IMAGE:-}                            # made from the Dockerfile with --build-arg ACCELERATOR=tpu
+IMAGE=${IMAGE:-}                            # built from the Dockerfile with --build-arg ACCELERATOR=tpu
 ACCELERATOR=${ACCELERATOR:-tpu-v5-lite-podslice}   # tpu-v6e-slice, tpu-v5p-slice, tpu-v4-podslice, tpu7x
 TOPOLOGY=${TOPOLOGY:-16x16}                 # chips of one slice
-HOSTS=${HOSTS:-64}                          # of one slice: its chips / CHIPS
-CHIPS=${CHIPS:-4}                           # of one host
+HOSTS=${HOSTS:-64}                          # per slice: its chips / CHIPS
+CHIPS=${CHIPS:-4}                           # per host
 SLICES=${SLICES:-1}
 SPOT=${SPOT:-true}
-SERVICE_ACCOUNT=${SERVICE_ACCOUNT:-hybrid}  # of Kubernetes, with access to the bucket
-RUN_AS_USER=${RUN_AS_USER:-1000}            # 0 where the cluster gives the TPUs to root only
-MAX_RESTARTS=${MAX_RESTARTS:-1000}          # in all; MAX_STUCK ends a run that does not get on
-MAX_STUCK=${MAX_STUCK:-3}                   # restarts in a row without a newer checkpoint
+SERVICE_ACCOUNT=${SERVICE_ACCOUNT:-hybrid}  # Kubernetes service account with access to the bucket
+RUN_AS_USER=${RUN_AS_USER:-1000}            # 0 if only root may use the TPUs
+MAX_RESTARTS=${MAX_RESTARTS:-1000}          # in total; MAX_STUCK ends a run without progress
+MAX_STUCK=${MAX_STUCK:-3}                   # consecutive restarts without a newer checkpoint
 CONFIG=${CONFIG:-configs/imagenet64.py}
 WORKDIR=${WORKDIR:-}                        # gs://BUCKET/runs/NAME
-DATA=${DATA:-}                              # gs://BUCKET/data; empty = none to bring
+DATA=${DATA:-}                              # gs://BUCKET/data; empty = nothing to copy
 
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 read_dry_run "$@"
 usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
-# A word in the quotes of YAML.
+# Quotes a word for YAML.
 yaml() { printf "'%s'" "${1//\'/\'\'}"; }
 
 render() {
@@ -36,16 +36,16 @@ render() {
   local BUCKET FOLDER ARGS=""
   need IMAGE WORKDIR
   need_address WORKDIR
-  # Used by their names below.
+  # Used by name below.
   # shellcheck disable=SC2034
   BUCKET=$(bucket_of "$WORKDIR") FOLDER=$(path_of "$WORKDIR")
-  # Evaluation takes its config from the workdir.
+  # --mode=eval reads its config from the workdir.
   [[ " $* " == *" --mode=eval "* ]] || set -- "--config=$CONFIG" "$@"
   for word in "$@"; do ARGS+="$(yaml "$word"), "; done
   ARGS=${ARGS%, }
-  # Comments have done their work in the template.
+  # Removes comments of the template.
   text=$(grep -v '^ *#' "$HERE/gke_jobset.yaml")
-  # Other nodes do not have that label.
+  # Only spot nodes have this label.
   if [[ $SPOT != true ]]; then text=$(grep -v 'gke-spot: ' <<< "$text"); fi
   for name in NAME IMAGE ACCELERATOR TOPOLOGY HOSTS CHIPS SLICES SERVICE_ACCOUNT RUN_AS_USER MAX_RESTARTS MAX_STUCK DATA BUCKET FOLDER ARGS; do
     text=${text//"\${$name}"/"${!name}"}

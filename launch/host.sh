@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# What every TPU host does, called by tpu_vm.sh and queued_resources.sh: mounts the bucket, installs, brings the data,
-# trains or evaluates under supervise.sh. Safe to run again; what is done already is left.
+# Runs on every TPU host, started by tpu_vm.sh and queued_resources.sh: mounts the bucket, installs, copies the data,
+# trains or evaluates under supervise.sh. Safe to run again; finished parts are skipped.
 #
 #   host.sh [--dry_run] FLAG...      flags of hybrid_jax.main without --workdir
 set -euo pipefail
 
 WORKDIR=${WORKDIR:-}              # gs://BUCKET/PATH of the run
-DATA=${DATA:-}                    # gs://BUCKET/PATH of the data; empty = none to bring
-MOUNT=${MOUNT:-$HOME/bucket}      # where the bucket is mounted
+DATA=${DATA:-}                    # gs://BUCKET/PATH of the data; empty = nothing to copy
+MOUNT=${MOUNT:-$HOME/bucket}      # mount point of the bucket
 LOCAL_DATA=${LOCAL_DATA:-$HOME/data}
 VENV=${VENV:-$HOME/venv}
-EXTRAS=${EXTRAS:-tpu,gcp}
-MAX_STUCK=${MAX_STUCK:-3}         # restarts in a row without a newer checkpoint
+EXTRAS=${EXTRAS:-tpu}
+MAX_STUCK=${MAX_STUCK:-3}         # consecutive restarts without a newer checkpoint
 
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -32,21 +32,21 @@ install_gcsfuse() {
   run sudo apt-get install --yes --quiet --quiet gcsfuse
 }
 
-# No metadata is cached: a host must see at once what another one wrote.
+# Without metadata caching, so that hosts see each other's files at once.
 mount_bucket() {
   mountpoint --quiet "$MOUNT" 2> /dev/null && return
   run mkdir -p "$MOUNT"
   run gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 "$BUCKET" "$MOUNT"
 }
 
-# A checkpoint becomes whole by renaming its folder, which only buckets with a hierarchical namespace do.
+# Checkpoints are completed by renaming their folder, which needs a bucket with a hierarchical namespace.
 check_rename() {
   local probe
   probe="$MOUNT/.rename-$(hostname)-$$"
   mkdir -p "$probe" && echo > "$probe/file"
   if ! mv -T "$probe" "$probe-renamed" 2> /dev/null; then
     rm -r "$probe"
-    fail "gs://$BUCKET cannot rename folders: make it with --enable-hierarchical-namespace, see launch/README.md"
+    fail "gs://$BUCKET cannot rename folders: create it with --enable-hierarchical-namespace, see launch/README.md"
   fi
   rm -r "$probe-renamed"
 }
@@ -69,8 +69,8 @@ mount_bucket
 [[ $DRY_RUN == true ]] || check_rename
 install_package
 if [[ -n $DATA ]]; then
-  run "$VENV/bin/python" -m hybrid_jax.fetch "$DATA" "$LOCAL_DATA"
-  # Evaluation takes everything but its own settings from the workdir, this path too.
+  bring_data
+  # --mode=eval reads this path from the workdir.
   [[ " ${REST[*]} " == *" --mode=eval "* ]] || REST+=("--config.data.path=$LOCAL_DATA")
 fi
 cd "$ROOT"
@@ -81,6 +81,6 @@ if [[ $DRY_RUN == true ]]; then
 fi
 code=0
 supervise "$FOLDER" "${COMMAND[@]}" || code=$?
-# What queued_resources.sh waits for. A host that was told to stop has not ended the run.
+# queued_resources.sh waits for this file; not written if the host was stopped before the end of the run.
 if [[ $STOPPED == false ]]; then echo "$code" > "$FOLDER/launch_exit_code" || true; fi
 exit "$code"

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Trains on this machine with several processes: one for each GPU, or PROCESSES of them on the CPU.
+# Trains on this machine with several processes: one per GPU, or PROCESSES on the CPU.
 #
 #   launch/local.sh [--dry_run] [FLAG...]      flags of hybrid_jax.main, such as --config.train.batch_size=64
 set -euo pipefail
 
 CONFIG=${CONFIG:-configs/quickstart.py}
 WORKDIR=${WORKDIR:-runs/local}
-PROCESSES=${PROCESSES:-}          # empty = one for each GPU, 2 where there is none
-MAX_STUCK=${MAX_STUCK:-3}         # restarts in a row without a newer checkpoint
+PROCESSES=${PROCESSES:-}          # empty = one per GPU, 2 without GPUs
+MAX_STUCK=${MAX_STUCK:-3}         # consecutive restarts without a newer checkpoint
 RESTART_SECONDS=${RESTART_SECONDS:-2}
 PYTHON=${PYTHON:-python3}
 
@@ -30,21 +30,21 @@ gpus() {
 
 GPUS=$(gpus)
 if [[ -z $PROCESSES ]]; then PROCESSES=$((GPUS > 0 ? GPUS : 2)); fi
-[[ $PROCESSES =~ ^[1-9][0-9]*$ ]] || fail "PROCESSES=$PROCESSES: must be a whole number from 1"
-if ((GPUS > 0 && PROCESSES > GPUS)); then fail "PROCESSES=$PROCESSES: there are $GPUS GPUs, and each takes one process"; fi
+[[ $PROCESSES =~ ^[1-9][0-9]*$ ]] || fail "PROCESSES=$PROCESSES: must be a whole number of at least 1"
+if ((GPUS > 0 && PROCESSES > GPUS)); then fail "PROCESSES=$PROCESSES: must be at most $GPUS, one per GPU"; fi
 
-# Sets COMMAND to that of process $1, coordinator at port $2.
+# Sets COMMAND for process $1, with the coordinator at port $2.
 command_of() {
   COMMAND=("$PYTHON" -m hybrid_jax.main "--config=$CONFIG" "--workdir=$WORKDIR")
   if ((PROCESSES > 1)); then
     COMMAND+=("--coordinator=127.0.0.1:$2" "--num_processes=$PROCESSES" "--process_id=$1")
   fi
   COMMAND+=("${REST[@]}")
-  # Every process sees all GPUs, which speak to each other directly, and computes on its own.
+  # Every process sees all GPUs, for direct communication between them, and uses one.
   if ((GPUS > 0)); then COMMAND=(env "JAX_LOCAL_DEVICE_IDS=$1" "${COMMAND[@]}"); fi
 }
 
-# All processes at once; 2 where one says 2, 75 where all that did not finish were asked to stop, else 1.
+# Runs all processes. Returns 0 if all do, 2 if any does, 75 if the failed ones were all asked to stop, else 1.
 all_processes() {
   local pids=() port i code worst=0
   trap 'kill -TERM "${pids[@]}" 2> /dev/null || true' TERM

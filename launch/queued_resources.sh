@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# Spot TPUs, one slice or several, that are asked for again each time they are taken away, until the run has ended.
+# Trains on spot TPUs, one slice or several; requests them again after each preemption until the run has ended.
 #
-#   launch/queued_resources.sh [--dry_run] run [FLAG...]   asks for the TPUs, waits, asks again, deletes them at the end
-#   launch/queued_resources.sh [--dry_run] status          the state of the request, and the newest checkpoints
+#   launch/queued_resources.sh [--dry_run] run [FLAG...]   requests TPUs, waits, requests again, deletes them at the end
+#   launch/queued_resources.sh [--dry_run] status          shows the state of the request and the newest checkpoints
 #   launch/queued_resources.sh [--dry_run] logs            follows the first host's output
-#   launch/queued_resources.sh [--dry_run] delete          gives the TPUs back now; run continues
+#   launch/queued_resources.sh [--dry_run] delete          deletes the TPUs now; run continues the training
 #
-# `run` may be ended with Ctrl-C and started again with the same command: it finds the request that is there.
+# `run` can be stopped with Ctrl-C and started again with the same command: it finds the existing request.
 set -euo pipefail
 
 NAME=${NAME:-hybrid}
 ZONE=${ZONE:-us-west4-a}
-ACCELERATOR=${ACCELERATOR:-v5litepod-256}              # of one slice
+ACCELERATOR=${ACCELERATOR:-v5litepod-256}              # per slice
 RUNTIME=${RUNTIME:-v2-alpha-tpuv5-lite}                # v2-alpha-tpuv6e, v2-alpha-tpuv5, tpu-ubuntu2204-base (v4)
 SLICES=${SLICES:-1}
 TIER=${TIER:-spot}                                     # spot, reserved or best-effort; empty = on demand
 NETWORK=${NETWORK:-default}
 CONFIG=${CONFIG:-configs/imagenet64.py}
 WORKDIR=${WORKDIR:-}                                   # gs://BUCKET/runs/NAME
-DATA=${DATA:-}                                         # gs://BUCKET/data; empty = none to bring
-MAX_STUCK=${MAX_STUCK:-3}                              # restarts in a row without a newer checkpoint
+DATA=${DATA:-}                                         # gs://BUCKET/data; empty = nothing to copy
+MAX_STUCK=${MAX_STUCK:-3}                              # consecutive restarts without a newer checkpoint
 POLL_SECONDS=${POLL_SECONDS:-60}
 
 # shellcheck source=launch/common.sh
@@ -35,7 +35,7 @@ state() { "${QR[@]}" describe "$NAME" "--zone=$ZONE" --format='value(state.state
 stored_steps() { gcloud storage ls "$WORKDIR/checkpoints/" 2> /dev/null | sed -n 's:.*/\([0-9]\{1,\}\)/$:\1:p' | sort -n; }
 exit_code() { gcloud storage cat "$WORKDIR/launch_exit_code" 2> /dev/null || true; }
 
-# The program that each host runs when it starts, as root.
+# Prints the startup script of each host, which runs as root.
 startup() {
   cat << END
 #!/usr/bin/env bash
@@ -64,7 +64,7 @@ follow() {
   while true; do
     code=$(exit_code)
     if [[ -n $code ]]; then
-      echo "the run has ended with exit code $code; giving the TPUs back"
+      echo "the run has ended with exit code $code; deleting the TPUs"
       give_back
       return "$code"
     fi
@@ -73,7 +73,7 @@ follow() {
       ABSENT | FAILED | SUSPENDED)
         newest=$(stored_steps | tail -n 1)
         gets_on "${newest:--1}" || fail "no newer checkpoint in $WORKDIR after $MAX_STUCK more requests: giving up"
-        echo "request $NAME: $now, newest checkpoint ${newest:-none}; asking for the TPUs"
+        echo "request $NAME: $now, newest checkpoint ${newest:-none}; requesting TPUs"
         if [[ $now != ABSENT ]]; then give_back; fi
         ask
         ;;
@@ -94,7 +94,7 @@ case $command in
       pack "$WORKDIR.code.tar.gz"
       echo "# $STARTUP:"
       startup "$@"
-      echo "# then, each time the TPUs are taken away:"
+      echo "# then, after each preemption:"
       ask
       echo "# at the end:"
       give_back
@@ -103,7 +103,7 @@ case $command in
     startup "$@" > "$STARTUP"
     if [[ $(state) == ABSENT ]]; then
       pack "$WORKDIR.code.tar.gz"
-      # That of a run before this one.
+      # Left by an earlier run.
       gcloud storage rm "$WORKDIR/launch_exit_code" > /dev/null 2>&1 || true
     fi
     STATE_FILE=$(mktemp)

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Starts a training command again while it asks for that and gets on.
+# Runs a training command, and restarts it after an interruption as long as it makes progress.
 #
 #   supervise.sh [--once] WORKDIR COMMAND...
 #
-# Exit code 0 (finished) and 2 (a mistake to mend) end it. Anything else (75: asked to stop; 1, 134: a process is gone)
-# starts the same command again, but not more than MAX_STUCK times in a row without a newer checkpoint in WORKDIR.
-# SIGTERM or Ctrl-C goes to the command, and then nothing is started again.
+# Exit codes 0 (finished) and 2 (user error) end it. After any other (75: asked to stop; 1, 134: a process is gone) it
+# restarts the same command, but at most MAX_STUCK times in a row without a newer checkpoint in WORKDIR.
+# SIGTERM and Ctrl-C are passed to the command, which is then not restarted.
 #
-# --once runs it once, for a scheduler that starts again itself (SLURM, JobSet): exit code 75 = start again,
-# 3 = no newer checkpoint after MAX_STUCK restarts, 0 and 2 as above. The count is kept in STATE_FILE.
+# --once runs it once, for a scheduler that restarts jobs itself (SLURM, JobSet): exit code 75 = restart,
+# 3 = no newer checkpoint after MAX_STUCK restarts, 0 and 2 as above. STATE_FILE stores the count.
 set -euo pipefail
 
 : "${MAX_STUCK:=3}"
@@ -17,7 +17,7 @@ set -euo pipefail
 
 CHILD="" STOPPED=false
 
-# newest_step WORKDIR: prints the newest checkpoint's step, -1 without any.
+# newest_step WORKDIR: prints the step of the newest checkpoint, -1 if there is none.
 newest_step() {
   local best=-1 name
   for name in "$1"/checkpoints/*/; do
@@ -27,8 +27,8 @@ newest_step() {
   echo "$best"
 }
 
-# gets_on STEP: counts a restart; false where MAX_STUCK of them in a row have brought no newer checkpoint. The first call
-# only notes where the run begins.
+# gets_on STEP: counts a restart; false after more than MAX_STUCK in a row without a newer checkpoint. The first call
+# only records the step at the start.
 gets_on() {
   local best=-2 stuck=0
   if [[ -s $STATE_FILE ]]; then read -r best stuck < "$STATE_FILE"; fi
@@ -42,7 +42,7 @@ pass_on() {
   if [[ -n $CHILD ]]; then kill -TERM "$CHILD" 2> /dev/null || true; fi
 }
 
-# run_once COMMAND...: runs a command or function, passes SIGTERM on, returns its exit code.
+# run_once COMMAND...: runs a command or function, forwards SIGTERM, returns its exit code.
 run_once() {
   local code=0
   if [[ $STOPPED == true ]]; then return 75; fi
@@ -93,7 +93,7 @@ supervise() {
       echo "supervise: exit code $code, and no newer checkpoint after $MAX_STUCK restarts: giving up" >&2
       return "$code"
     fi
-    echo "supervise: exit code $code; starting the same command again in $RESTART_SECONDS s (newest checkpoint: $newest)" >&2
+    echo "supervise: exit code $code; restarting the same command in $RESTART_SECONDS s (newest checkpoint: $newest)" >&2
     run_once sleep "$RESTART_SECONDS" || true
     if [[ $STOPPED == true ]]; then return "$code"; fi
   done
@@ -104,7 +104,7 @@ trap pass_on TERM INT
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
   if [[ ${1:-} == --once ]]; then
     shift
-    : "${STATE_FILE:?where the number of starts is kept}"
+    : "${STATE_FILE:?must be the file for the number of restarts}"
     mkdir -p "$(dirname "$STATE_FILE")"
     start_once "$@"
   else

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# A Cloud TPU VM, one host or a slice of many, from the machine in front of you.
+# Trains on a Cloud TPU VM (one host or a multi-host slice), controlled from your machine.
 #
-#   launch/tpu_vm.sh [--dry_run] create            makes the TPU
-#   launch/tpu_vm.sh [--dry_run] firewall          once for a network: opens the hosts' port to each other
+#   launch/tpu_vm.sh [--dry_run] create            creates the TPU
+#   launch/tpu_vm.sh [--dry_run] firewall          once per network: opens the port between hosts
 #   launch/tpu_vm.sh [--dry_run] start [FLAG...]   uploads the checkout, trains on all hosts; also continues a run
 #   launch/tpu_vm.sh [--dry_run] logs              follows the first host's output
 #   launch/tpu_vm.sh [--dry_run] stop              saves and ends the run; start continues it
 #   launch/tpu_vm.sh [--dry_run] eval [FLAG...]    evaluates the newest checkpoint on all hosts, in the foreground
-#   launch/tpu_vm.sh [--dry_run] delete            deletes the TPU, which costs until then
+#   launch/tpu_vm.sh [--dry_run] delete            deletes the TPU, which is billed until then
 set -euo pipefail
 
 NAME=${NAME:-hybrid}
@@ -17,21 +17,21 @@ RUNTIME=${RUNTIME:-v2-alpha-tpuv5-lite}                # v2-alpha-tpuv6e, v2-alp
 NETWORK=${NETWORK:-default}
 CONFIG=${CONFIG:-configs/imagenet64.py}
 WORKDIR=${WORKDIR:-}                                   # gs://BUCKET/runs/NAME
-DATA=${DATA:-}                                         # gs://BUCKET/data; empty = none to bring
-MAX_STUCK=${MAX_STUCK:-3}                              # restarts in a row without a newer checkpoint
+DATA=${DATA:-}                                         # gs://BUCKET/data; empty = nothing to copy
+MAX_STUCK=${MAX_STUCK:-3}                              # consecutive restarts without a newer checkpoint
 
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 read_dry_run "$@"
 
 TPU=(gcloud compute tpus tpu-vm)
-# For the hosts' shells.
+# Expanded on the hosts.
 # shellcheck disable=SC2016
 PID='$(cat hybrid_jax.pid 2> /dev/null || echo none)'
 usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 on() { run "${TPU[@]}" ssh "$NAME" "--zone=$ZONE" "--worker=$1" --command="$2"; }
 
-# The line that each host runs: host.sh of the uploaded checkout.
+# Prints the command of each host: host.sh of the uploaded checkout.
 host_command() {
   quoted env "WORKDIR=$WORKDIR" "DATA=$DATA" "MAX_STUCK=$MAX_STUCK" bash hybrid_jax/launch/host.sh "$@"
 }
@@ -40,7 +40,7 @@ upload() {
   need WORKDIR
   need_address WORKDIR
   pack "$WORKDIR.code.tar.gz"
-  on all "if kill -0 $PID 2> /dev/null; then echo 'error: a run is on; stop it first' >&2; exit 2; fi; rm -rf hybrid_jax && mkdir hybrid_jax && gcloud storage cp $WORKDIR.code.tar.gz - | tar xz -C hybrid_jax"
+  on all "if kill -0 $PID 2> /dev/null; then echo 'error: a run is active; stop it first' >&2; exit 2; fi; rm -rf hybrid_jax && mkdir hybrid_jax && gcloud storage cp $WORKDIR.code.tar.gz - | tar xz -C hybrid_jax"
 }
 
 command=${REST[0]:-help}
@@ -56,7 +56,7 @@ case $command in
     ;;
   start)
     upload
-    # It goes on when the connection ends.
+    # Keeps running when the connection ends.
     on all "nohup $(host_command "--config=$CONFIG" "$@") > hybrid_jax.log 2>&1 < /dev/null & echo \$! > hybrid_jax.pid"
     ;;
   logs) on 0 "tail -n 100 -F hybrid_jax.log" ;;

@@ -78,8 +78,9 @@ def untrained(config=None, palette=None, seed=0, step=0):
 
 
 def config_of(*evaluators, **changes):
-    """The default config with these evaluators and one C for the probe; `knn__k=5` sets that field of `eval`."""
+    """The default config with these evaluators alone and one C for the probe; `knn__k=5` sets that field of `eval`."""
     config = default_config()
+    config.eval.anomaly.num_images = 0
     config.eval.evaluators, config.eval.linear_probe.c_values = evaluators, (0.1,)
     config.eval.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
     return config

@@ -35,9 +35,13 @@ def by_path(tree):
 
 
 def forked(config, workdir, source, mesh, palette=lambda: None):
-    lines = []
+    """The state that a new run begins with, and what was said; `palette` stands for the fit to the run's data."""
+    lines, spec = [], tokens.TokenSpec.from_config(config)
     workdir.mkdir(exist_ok=True)
-    return initialize.forked_state(config, workdir, str(source), mesh, palette, lines.append), lines
+    run = initialize.Run(config, workdir, mesh, spec, None, None, None, str(source), lines.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(initialize, "_fit_palette", lambda run: palette())
+        return initialize.forked_state(run)[0], lines
 
 
 def test_what_agrees_is_taken_from_the_average_and_the_rest_is_as_in_a_run_of_its_own(
@@ -75,12 +79,12 @@ def test_a_palette_is_taken_where_its_size_agrees_and_else_fitted(tiny_config, m
     source = by_path(saved(tmp_path / "old", config, mesh_of(1), colours(8)).params)
     state, lines = forked(config, tmp_path / "new", tmp_path / "old", mesh_of(1), lambda: pytest.fail("fitted"))
     np.testing.assert_array_equal(state.palette.colours, colours(8).colours)
-    assert "palette: 8 colours, those of the run that is forked" in lines
+    assert "palette: 8 colours, from the forked run" in lines
     assert "new: nothing" in lines[-1]
     # Another vocabulary: what its numbers mean is learnt anew, even where shapes agree.
     config.model.palette_size = 9
     state, lines = forked(config, tmp_path / "nine", tmp_path / "old", mesh_of(1), lambda: colours(9))
-    assert state.palette.colours.shape == (9, 1) and any(line.startswith("palette: fitted anew") for line in lines)
+    assert state.palette.colours.shape == (9, 1) and any(line.startswith("palette: newly fitted") for line in lines)
     about = json.loads(initialize.origin_path(tmp_path / "nine").read_text())
     assert all(name.startswith("head/") for name in about["new"]) and "encoder/positions" in about["taken"]
     np.testing.assert_array_equal(by_path(state.params)["encoder/positions"], source["encoder/positions"])
@@ -115,8 +119,8 @@ def test_the_step_is_the_newest_undamaged_the_best_or_the_one_that_was_asked_for
         tmp_path / "none": "none holds no checkpoint; must be the workdir of a run",
         tmp_path / "other": "other holds no checkpoint; must be the workdir of a run",
         f"{old}@4": "@4: must be latest, best or one of 5, 8",
-        f"{old}@best": "chose no checkpoint.best_metric",
-        f"{old}@8": "every checkpoint that it could mean is damaged",
+        f"{old}@best": "has no checkpoint.best_metric",
+        f"{old}@8": "all matching checkpoints are damaged",
     }.items():
         with pytest.raises(UserError, match=f"--fork_from=.*{words}"):
             forked(tiny_config(), tmp_path / "bad", asked, mesh)
@@ -129,7 +133,7 @@ def test_the_step_is_the_newest_undamaged_the_best_or_the_one_that_was_asked_for
 def test_a_forked_run_that_was_stopped_goes_on_with_the_same_command_bit_for_bit(
     tiny_config, mesh_of, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(train.sharding, "make_mesh", lambda config: mesh_of(1))
+    monkeypatch.setattr("hybrid_jax.sharding.make_mesh", lambda config: mesh_of(1))
     saved(tmp_path / "old", tiny_config(), mesh_of(1))
     lines, config = [], tiny_config(log__every_steps=1)
     run = lambda name, log=lines.append, fork_from=str(tmp_path / "old"): train.train_and_evaluate(
@@ -145,7 +149,7 @@ def test_a_forked_run_that_was_stopped_goes_on_with_the_same_command_bit_for_bit
         run("parts", stop)
     lines.clear()
     run("parts")
-    told = f"--fork_from={tmp_path / 'old'}: ignored, this run has a checkpoint of its own (began as a fork of"
+    told = f"--fork_from={tmp_path / 'old'}: ignored, this run already has a checkpoint (forked from"
     assert any(line.startswith(told) for line in lines) and "resuming from checkpoint 5" in lines
     one, two = (jax.device_get(hybrid_jax.load(tmp_path / name).params) for name in ("whole", "parts"))
     jax.tree.map(np.testing.assert_array_equal, one, two)
@@ -154,5 +158,5 @@ def test_a_forked_run_that_was_stopped_goes_on_with_the_same_command_bit_for_bit
     lines.clear()
     config.train.total_steps = 1
     run("parts", fork_from=None)
-    assert any("starting anew, not as the fork of" in line for line in lines)
+    assert any("starting from fresh parameters, not as a fork of" in line for line in lines)
     assert not initialize.origin_path(tmp_path / "parts").exists()

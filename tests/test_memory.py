@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from hybrid_jax import losses, sharding, train_state, train_step
-from hybrid_jax.models import hybrid
 
 
 def temporaries(function, *arguments) -> int:
@@ -18,17 +17,18 @@ def test_activations_fall_as_one_over_microbatches(tiny_config):
     # Attention over 64 positions of 512 images; what does not shrink (gradients, one block of NT-Xent) is small beside.
     settings = {"model__patch_size": 1, "model__levels": 16, "augment__view_keep": 1.0, "augment__recipe": "none"}
     config = tiny_config(train__batch_size=512, **settings)
-    model, params = hybrid.build_model(config), train_state.abstract_state(config).params
+    params = train_state.abstract_state(config).params
     images = jax.ShapeDtypeStruct((512, 8, 8, 1), np.uint8)
 
     def of(pieces):
         config = tiny_config(train__batch_size=512, train__microbatches=pieces, **settings)
+        objective = train_step.Objective.from_config(config)
 
         def gradients(params, images):
-            batch = train_step.make_batch(config, model, jax.random.key(0), images, None)
+            batch = train_step.make_batch(objective, jax.random.key(0), images, None)
             if pieces > 1:
-                return train_step.accumulated_gradients(params, config, model, batch, None)
-            return jax.grad(train_step.loss_fn, has_aux=True)(params, config, model, batch, None)
+                return train_step.accumulated_gradients(params, objective, batch, None)
+            return jax.grad(train_step.loss_fn, has_aux=True)(params, objective, batch, None)
 
         return temporaries(gradients, params, images)
 

@@ -25,7 +25,7 @@ def test_a_mesh_of_several_slices_keeps_fsdp_inside_one(tiny_config):
         )
 
     devices = [device(i) for i in range(16)]
-    with pytest.raises(UserError, match=r"mesh.fsdp=16: must divide the number of devices of a slice, 8"):
+    with pytest.raises(UserError, match=r"mesh.fsdp=16: must divide the number of devices per slice, 8"):
         sharding.arrange(tiny_config(mesh__fsdp=16), devices)
     with pytest.raises(UserError, match=r"train.batch_size=16: must be divisible by 32 devices"):
         sharding.make_mesh(tiny_config(), [device(i) for i in range(32)])

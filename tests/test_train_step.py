@@ -43,16 +43,17 @@ def relative_difference(one, two):
 def gradients(config, mesh, perturb=0.05):
     """Gradient of both losses on one batch, at parameters where no layer is zero."""
     model = hybrid.build_model(config, sharding.constrain_batch(mesh))
+    objective = train_step.Objective.from_config(config, model, mesh.size)
     state = train_state.init_state(config, mesh, None)
     images = sharding.global_batch(DIGITS[: config.train.batch_size], mesh, config.train.batch_size)
 
     @jax.jit
     def compute(params, images):
         key = train_step.step_key(config.seed, jnp.zeros((), jnp.int32))
-        batch = train_step.make_batch(config, model, key, images, None)
+        batch = train_step.make_batch(objective, key, images, None)
         whole = config.train.microbatches == 1
         compute = jax.grad(train_step.loss_fn, has_aux=True) if whole else train_step.accumulated_gradients
-        return compute(params, config, model, batch, None, mesh.size)
+        return compute(params, objective, batch, None)
 
     noise = np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + perturb * noise.normal(size=x.shape).astype(np.float32), state.params)
@@ -170,10 +171,11 @@ def test_the_moving_average_follows_its_formula(tiny_config, mesh_of):
 
 
 def test_the_likelihood_reads_evenly_spaced_images_as_they_are(tiny_config):
-    config = tiny_config(train__likelihood_fraction=0.25)
-    model = hybrid.build_model(config)
-    batch = train_step.make_batch(config, model, jax.random.key(0), DIGITS[:16], None)
-    whole = train_step.make_batch(tiny_config(), model, jax.random.key(0), DIGITS[:16], None)
+    quarter, full = (tiny_config(train__likelihood_fraction=share) for share in (0.25, 1.0))
+    batch, whole = (
+        train_step.make_batch(train_step.Objective.from_config(config), jax.random.key(0), DIGITS[:16], None)
+        for config in (quarter, full)
+    )
     np.testing.assert_array_equal(batch.likelihood, whole.likelihood[jnp.array([0, 4, 8, 12])])
     np.testing.assert_array_equal(batch.views, whole.views)
 
@@ -181,9 +183,8 @@ def test_the_likelihood_reads_evenly_spaced_images_as_they_are(tiny_config):
 def test_arms_see_the_same_augmentations(tiny_config):
     batches = []
     for arm in ("hybrid", "contrastive"):
-        config = tiny_config(**ARMS[arm])
-        model = hybrid.build_model(config)
-        batches.append(train_step.make_batch(config, model, train_step.step_key(0, 3), DIGITS[:16], None))
+        objective = train_step.Objective.from_config(tiny_config(**ARMS[arm]))
+        batches.append(train_step.make_batch(objective, train_step.step_key(0, 3), DIGITS[:16], None))
     np.testing.assert_array_equal(batches[0].views, batches[1].views)
     np.testing.assert_array_equal(batches[0].keep, batches[1].keep)
 
@@ -204,12 +205,12 @@ def test_the_gradient_comparison_adds_up(tiny_config, mesh_of, settings, toleran
     for _ in range(3):
         state, _ = step(state, images)
     found = {k: float(v) for k, v in train_step.make_gradient_comparison(config, mesh)(state, images).items()}
-    model = hybrid.build_model(config)
+    objective = train_step.Objective.from_config(config)
 
     @jax.jit
     def gradient(params, images):
-        batch = train_step.make_batch(config, model, train_step.step_key(0, state.step), images, None)
-        return jax.grad(train_step.loss_fn, has_aux=True)(params, config, model, batch, None)[0]
+        batch = train_step.make_batch(objective, train_step.step_key(0, state.step), images, None)
+        return jax.grad(train_step.loss_fn, has_aux=True)(params, objective, batch, None)[0]
 
     whole = gradient(state.params, images)["encoder"]
     one, two = found["encoder_gradient_norm_generative"], found["encoder_gradient_norm_contrastive"]

@@ -6,6 +6,7 @@ As a user would, and with XLA's deterministic operations and no autotuning.
 """
 
 import functools
+import os
 
 import numpy as np
 
@@ -35,9 +36,15 @@ def there_and_back(environment: dict[str, str], tiny: bool) -> Entry:
     with np.load(ROOT / "hybrid_jax/data/embedded/fashion_mnist_12k.npz", allow_pickle=False) as arrays:
         np.save(images, arrays["test_images"][: _TINY_IMAGES if tiny else _IMAGES, ..., None])
     back.unlink(missing_ok=True)
-    call = functools.partial(commands.run, module="hybrid_jax.compression", environment=_NOTHING_KEPT | environment)
+    # A file of examples/ finds the checkout's package only by the path.
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    call = functools.partial(
+        commands.run,
+        program=("examples/compress_images.py",),
+        environment=_NOTHING_KEPT | environment | {"PYTHONPATH": path},
+    )
     there = call("compress", f"--workdir={workdir}", f"--input={images}", f"--output={packed}")
-    there.entry()
+    there.checked()
     home = call("decompress", f"--workdir={workdir}", f"--input={packed}", f"--output={back}")
     same = back.exists() and np.array_equal(np.load(back), np.load(images))
     return {

@@ -15,11 +15,11 @@ import jax
 import numpy as np
 
 from benchmarks.gpu.record import ROOT, Record, one_line
+from benchmarks.step import palette_of
 from hybrid_jax import config as config_lib
 from hybrid_jax import sharding, train_state, train_step
 from hybrid_jax.aot.hardware import GIB
 from hybrid_jax.aot.worker import attention_form, memory
-from hybrid_jax.models import tokens
 
 _GROUPS, _AT_MOST = 5, 500  # groups of calls that are timed; calls of a group
 # The compiler has threads of its own beside these.
@@ -53,19 +53,6 @@ def real_images(shape: tuple[int, int, int], count: int) -> np.ndarray:
     chosen = grey[np.random.default_rng(0).integers(len(grey), size=(count, channels))]
     tiled = np.tile(chosen, (1, 1, -(-height // grey.shape[1]), -(-width // grey.shape[2])))
     return np.ascontiguousarray(np.moveaxis(tiled[:, :, :height, :width], 1, -1))
-
-
-@functools.lru_cache
-def _random_palette(size: int, channels: int) -> tokens.Palette:
-    colours = np.random.default_rng(0).uniform(-1, 1, (size, channels))
-    return tokens.Palette.from_colours(colours.astype(np.float32))
-
-
-def palette_of(config) -> tokens.Palette | None:
-    """Returns a palette of random colours where the config's tokens are colours."""
-    if config.model.token_kind != "palette":
-        return None
-    return _random_palette(config.model.palette_size, config.data.channels)
 
 
 @dataclasses.dataclass(frozen=True)

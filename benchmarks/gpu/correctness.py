@@ -156,12 +156,13 @@ def _first_gradient(made: Compiled):
     """Returns a jitted (state, images) -> two numbers of each leaf of the first step's gradient."""
     config = made.config
     model = hybrid.build_model(config, attend=attention.choose(config.model.attention, made.mesh))
+    objective = train_step.Objective.from_config(config, model)
 
     @jax.jit
     def run(state, images: jax.Array):
         key = train_step.step_key(state.seed, state.step)
-        batch = train_step.make_batch(config, model, key, images, state.palette)
-        loss = lambda params: train_step.loss_fn(params, config, model, batch, state.palette)[0]
+        batch = train_step.make_batch(objective, key, images, state.palette)
+        loss = lambda params: train_step.loss_fn(params, objective, batch, state.palette)[0]
         return jax.tree.map(_two_numbers, jax.grad(loss)(state.params))
 
     return run

@@ -17,6 +17,7 @@ from PIL import Image
 from benchmarks.gpu import commands
 from benchmarks.gpu.record import ROOT, Entry, Record, stage_flags, work_folder
 
+_KEPT_LINES = 80
 _SECONDS = re.compile(r"(\w+) (\d+)(?:,|$)")
 _COLOUR_MODEL = (
     "model.width=256", "model.num_heads=4", "model.encoder_layers=6", "model.decoder_layers=3", "train.total_steps=200",
@@ -37,14 +38,14 @@ def main() -> None:
 def evaluated(workdir: pathlib.Path, tiny: bool, config: str, *changes: str) -> Entry:
     """Returns seconds of the evaluation, `by_evaluator`, the headline values, and the lines with their times."""
     suite = [f"--config={config}", *commands.settings(*changes, *_TINY_SUITE)] if tiny else []
-    said = commands.run("--mode=eval", f"--workdir={workdir}", *suite)
-    entry = said.entry()
+    said = commands.run("--mode=eval", f"--workdir={workdir}", *suite).checked()
     told = next((line for _, line in said.lines if line.strip().startswith("seconds:")), "")
     newest = max((workdir / "eval").glob("*.json"), key=lambda path: path.stat().st_mtime)
     rows = json.loads(newest.read_text(encoding="utf-8"))
     headline = {row["metric"]: row["value"] for row in reversed(rows) if row.get("split") != "validation"}
     by_evaluator = {name: int(seconds) for name, seconds in _SECONDS.findall(told)}
-    return {"seconds": entry["seconds"], "by_evaluator": by_evaluator, "headline": headline, "lines": entry["lines"]}
+    lines = said.lines[-_KEPT_LINES:]
+    return {"seconds": said.seconds, "by_evaluator": by_evaluator, "headline": headline, "lines": lines}
 
 
 def colours(data: str, tiny: bool) -> Entry:
@@ -53,8 +54,8 @@ def colours(data: str, tiny: bool) -> Entry:
     changes = ["data.name=folder", f"data.path={folder}", "eval.every_steps=-1", "log.gradients=False"]
     changes += _TINY_COLOURS if tiny else _COLOUR_MODEL
     words = ["--config=configs/cifar10.py", f"--workdir={workdir}", *commands.settings(*changes)]
-    trained = commands.run(*words).entry()
-    return evaluated(workdir, tiny, "configs/cifar10.py", *changes) | {"training_seconds": trained["seconds"]}
+    trained = commands.run(*words).checked()
+    return evaluated(workdir, tiny, "configs/cifar10.py", *changes) | {"training_seconds": trained.seconds}
 
 
 def colour_folder(tiny: bool) -> pathlib.Path:

@@ -13,9 +13,9 @@ import tempfile
 import jax
 
 from benchmarks import loop as cpu_loop
+from benchmarks.common import apply
 from benchmarks.gpu import commands
 from benchmarks.gpu.record import Entry, Record, stage_flags, work_folder
-from benchmarks.overrides import apply
 from configs import quickstart
 
 
@@ -41,7 +41,7 @@ def starts(changes: list[str], cache: pathlib.Path) -> Entry:
         shutil.rmtree(workdir, ignore_errors=True)
         words = ["--config=configs/quickstart.py", f"--workdir={workdir}", *commands.settings(*changes)]
         said = commands.run(*words, environment={"JAX_COMPILATION_CACHE_DIR": str(cache)}, until="step")
-        found[name] = said.entry()["seconds"]
+        found[name] = said.seconds
     return found
 
 

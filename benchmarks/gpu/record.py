@@ -6,16 +6,16 @@ versions, the sources; where one of them differs, the stage's entries are measur
 
 import argparse
 import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
+from benchmarks.common import ROOT, versions
+
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch")
 _SHOWN = 200  # characters of an entry, in the line that is printed
 _STARTED = time.perf_counter()
@@ -130,17 +130,6 @@ def _number(value: Any) -> str:
 def one_line(error: BaseException) -> str:
     """Returns an error's type and the beginning of its message."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-
-
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Returns {package: version} of those that are installed."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def sources() -> str:

@@ -57,8 +57,9 @@ def killed_and_restored(name: str) -> Entry:
 
 
 def _told(*words: str, until: str = "", environment: dict[str, str] | None = None) -> dict[str, str]:
-    said = commands.run(*words, module="benchmarks.gpu.restart", until=until, environment=environment)
-    said.entry()
+    said = commands.run(
+        *words, program=("-m", "benchmarks.gpu.restart"), until=until, environment=environment
+    ).checked()
     pairs = [line.removeprefix(_SAID).split(": ") for _, line in said.lines if line.startswith(_SAID)]
     return dict(pairs)
 

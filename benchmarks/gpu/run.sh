@@ -32,6 +32,7 @@ fail() {
 OUT=$(realpath -m "${OUT:-/tmp/hybrid_jax_gpu/out}") WORK=$(realpath -m "${WORK:-/tmp/hybrid_jax_gpu/work}")
 data=""
 for word in "$@"; do
+  [[ $word != --help ]] || { sed -n '2,/^set /s/^# \{0,1\}//p' "$0" && exit; }
   [[ $word != --data=* ]] || data=$(realpath -m "${word#--data=}")
 done
 cd "$(dirname "$0")/../.." || exit 2

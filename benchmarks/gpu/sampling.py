@@ -6,8 +6,9 @@ python -m benchmarks.gpu.sampling [--tiny]
 from collections.abc import Callable
 
 from benchmarks.gpu.cases import config_of
-from benchmarks.gpu.common import compiled, palette_of, timed
+from benchmarks.gpu.common import compiled, timed
 from benchmarks.gpu.record import Entry, Record, stage_flags
+from benchmarks.step import palette_of
 from hybrid_jax import sharding, train_state
 from hybrid_jax.inference.model import Model
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from benchmarks.gpu.cases import config_of
 from benchmarks.gpu.record import Entry, Record, stage_flags
-from benchmarks.gpu.torch_models import Hybrid
+from benchmarks.torch_model import ACTIVATIONS, Hybrid, make_step, random_batch
 
 CASES = (
     "cifar10/hybrid@eager,cifar10/hybrid,fashion_mnist/hybrid@reduce-overhead,cifar10/generative,cifar10/contrastive,"
@@ -25,6 +26,41 @@ CASES = (
 )
 _TINY_CASES = "fashion_mnist/hybrid@eager"
 _BATCHES, _GROUPS, _WARM_UP, _AT_MOST = 3, 5, 4, 300
+
+
+class Block(nn.Module):
+    """Attention and an MLP, each after a norm and added to its input."""
+
+    def __init__(self, width: int, heads: int, activation: str):
+        super().__init__()
+        self.heads, self.activation = heads, ACTIVATIONS[activation]
+        self.norm1, self.norm2 = (nn.RMSNorm(width, eps=1e-5), nn.RMSNorm(width, eps=1e-5))
+        self.qkv, self.out = (nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False))
+        self.up, self.down = (nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False))
+
+    def forward(self, x: torch.Tensor, causal: bool) -> torch.Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        b, n, d = x.shape
+        qkv = self.qkv(self.norm1(x).to(x.dtype)).view(b, n, 3, self.heads, d // self.heads)
+        mixed = functional.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4), is_causal=causal)
+        x = x + self.out(mixed.transpose(1, 2).reshape(b, n, d))
+        return x + self.down(self.activation(self.up(self.norm2(x).to(x.dtype))))
+
+
+class Stack(nn.Module):
+    """Blocks with a final norm."""
+
+    def __init__(self, config, depth: int):
+        super().__init__()
+        m = config.model
+        self.blocks = nn.ModuleList([Block(m.width, m.num_heads, m.activation) for _ in range(depth)])
+        self.norm = nn.RMSNorm(m.width, eps=1e-5)
+
+    def forward(self, x: torch.Tensor, causal: bool) -> torch.Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        for block in self.blocks:
+            x = block(x, causal)
+        return self.norm(x).to(x.dtype)
 
 
 def main() -> None:
@@ -51,8 +87,9 @@ def measure(case: str, device: str, tiny: bool) -> Entry:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     torch.manual_seed(0)
-    model = Hybrid(config).to(device)
-    step = make_step(model, config, device, mode or "default")
+    model = Hybrid(config, Stack).to(device)
+    batches = [random_batch(config, model, device) for _ in range(_BATCHES)]
+    step = make_step(model, batches, config, device, mode or "default")
     wait: Callable[[], Any] = torch.cuda.synchronize if device == "cuda" else lambda: None
 
     def group(count: int) -> float:
@@ -78,44 +115,6 @@ def measure(case: str, device: str, tiny: bool) -> Entry:
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0,
         "mode": mode or "default",
     }
-
-
-def make_step(model: Hybrid, config, device: str, mode: str) -> Callable[[], torch.Tensor]:
-    """Returns a call of one train step on the next of a few batches; it returns the loss."""
-    c, parameters = config.optimizer, list(model.parameters())
-    optimizer = torch.optim.AdamW(
-        parameters, lr=c.learning_rate, betas=(0.9, c.b2), weight_decay=c.weight_decay, fused=True
-    )
-    average = [p.detach().clone() for p in parameters] if config.train.ema_decay else []
-    batches = [random_batch(config, model, device) for _ in range(_BATCHES)]
-    options: dict[str, Any] = {} if mode == "default" else {"mode": mode}
-    run = model if mode == "eager" else torch.compile(model, dynamic=False, **options)
-    half, done = model.dtype == torch.bfloat16, 0
-
-    def step() -> torch.Tensor:
-        nonlocal done
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=half):
-            loss = run(*batches[done % _BATCHES])
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, c.clip_norm, foreach=True)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if average:
-            with torch.no_grad():
-                torch._foreach_lerp_(average, parameters, 1 - config.train.ema_decay)
-        done += 1
-        return loss
-
-    return step
-
-
-def random_batch(config, model: Hybrid, device: str) -> tuple[torch.Tensor, ...]:
-    """Returns random tokens (L, N, S), ready views (2B, Q, S) and the patches they keep (2B, Q)."""
-    size = config.train.batch_size
-    kept = max(1, round(model.n * config.augment.view_keep))
-    keep = torch.rand(2 * size, model.n, device=device).argsort(1)[:, :kept].sort(1)[0]
-    draw = lambda *shape: torch.randint(model.vocabulary, shape, device=device)
-    return draw(round(size * config.train.likelihood_fraction), model.n, model.s), draw(2 * size, kept, model.s), keep
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""anomaly."""
+"""Anomaly detection: the joint score, its fit, and detection metrics."""

@@ -1,8 +1,8 @@
-"""How well a score tells outliers from images of the data: AUROC, average precision, FPR95.
+"""Metrics of out-of-distribution detection: AUROC, average precision, FPR95.
 
-A score is higher where an image is more anomalous; an outlier is the positive case unless said otherwise.
+Scores are higher for more anomalous images. Outliers are the positive class unless stated otherwise.
 
-Dimensions: n images of the data, m outliers.
+Dimensions: n inliers (images of the data), m outliers.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ TPR = 0.95
 
 
 def auroc(inliers: np.ndarray, outliers: np.ndarray) -> float:
-    """Returns the share of pairs of (n,) and (m,) scores in which the outlier's is the higher one; ties count half."""
+    """Returns the share of pairs of (n,) and (m,) scores in which the outlier scores higher; ties count half."""
     ordered = np.sort(inliers)
     below = np.searchsorted(ordered, outliers, "left")
     up_to = np.searchsorted(ordered, outliers, "right")
@@ -21,7 +21,7 @@ def auroc(inliers: np.ndarray, outliers: np.ndarray) -> float:
 
 
 def placements(inliers: np.ndarray, outliers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what each image adds to the AUROC, whose value is the mean of either.
+    """Returns the contribution of each image to the AUROC, which is the mean of either result.
 
     Args:
       inliers: (n,) scores.
@@ -42,15 +42,15 @@ def _share_below(some: np.ndarray, x: np.ndarray) -> np.ndarray:
 def auroc_error(placed: Sequence[tuple[np.ndarray, np.ndarray]], made: Sequence[bool]) -> float | None:
     """Returns the standard error, over images, of the mean of AUROCs that share their inliers.
 
-    DeLong, DeLong and Clarke-Pearson 1988 (Biometrics 44:837), whose covariance counts shared inliers once. An inlier
-    and the outliers made of it are no independent images but one cluster (Obuchowski 1997, Biometrics 53:567).
+    Method of DeLong, DeLong and Clarke-Pearson 1988 (Biometrics 44:837), whose covariance counts shared inliers once.
+    An inlier and the outliers made from it are one cluster (Obuchowski 1997, Biometrics 53:567).
 
     Args:
-      placed: of each AUROC, `placements` of the same (n,) inliers and its (m,) outliers.
-      made: of each, whether outlier i was made of inlier i; the others' outliers are images of their own.
+      placed: for each AUROC, `placements` of the same (n,) inliers and its (m,) outliers.
+      made: for each AUROC, whether outlier i was made from inlier i; otherwise outliers are independent images.
 
     Returns:
-      The error; None where there are fewer than two inliers or outliers.
+      The standard error; None if there are fewer than two inliers or outliers.
     """
     n = len(placed[0][0])
     if n < 2 or any(len(outliers) < 2 for _, outliers in placed):
@@ -64,9 +64,9 @@ def auroc_error(placed: Sequence[tuple[np.ndarray, np.ndarray]], made: Sequence[
 
 
 def average_precision(inliers: np.ndarray, outliers: np.ndarray) -> float:
-    """Returns the area under precision over recall, as steps, of (n,) and (m,) scores; equal scores are one threshold.
+    """Returns the area under the stepwise precision-recall curve of (n,) and (m,) scores; ties are one threshold.
 
-    It depends on n / m: scores at chance have m / (n + m).
+    It depends on n / m: at chance it is m / (n + m).
     """
     thresholds, hits = np.unique(outliers, return_counts=True)
     found = np.cumsum(hits[::-1])
@@ -75,10 +75,10 @@ def average_precision(inliers: np.ndarray, outliers: np.ndarray) -> float:
 
 
 def fpr95(inliers: np.ndarray, outliers: np.ndarray) -> float:
-    """Returns the share of (n,) inliers flagged at the first threshold that flags 95 % of the (m,) outliers.
+    """Returns the share of (n,) inliers flagged at the highest threshold that flags 95 % of the (m,) outliers.
 
-    From the highest score downwards, without interpolation; scores at the threshold are flagged. With the arguments
-    exchanged and negated, `fpr95(-outliers, -inliers)`, the data's own images are the positive case.
+    There is no interpolation; scores at the threshold are flagged. With the arguments exchanged and negated,
+    `fpr95(-outliers, -inliers)`, the inliers are the positive class.
     """
     needed = int(np.ceil(round(TPR * len(outliers), 9)))
     threshold = np.sort(outliers)[-needed]
@@ -86,5 +86,5 @@ def fpr95(inliers: np.ndarray, outliers: np.ndarray) -> float:
 
 
 def fpr95_of_inliers(inliers: np.ndarray, outliers: np.ndarray) -> float:
-    """Returns the share of outliers kept at the first threshold that keeps 95 % of the data's own images."""
+    """Returns the share of outliers accepted at the lowest threshold that accepts 95 % of the inliers."""
     return fpr95(-np.asarray(outliers), -np.asarray(inliers))

@@ -1,13 +1,12 @@
-"""The joint anomaly scores J1 and J2, and the Gaussians, tails and code lengths that they are made of.
+"""The joint anomaly score, and its parts: Gaussians, tails and code lengths.
 
 Statistics of an image: `distance`, squared Mahalanobis distance of the last layer's features, which are whitened by
-their principal axes first (a Ledoit-Wolf covariance alone would blur directions of little variance); `residual`,
-negative log-likelihood less a robust line over the code length; `nll`; `worst_patch`, the largest negative
-log-likelihood of a patch; `middle`, the distance at the middle layer; `norm`, the length of the last layer's features.
-Distances stand for log-densities: of one Gaussian the one is a falling function of the other.
+their principal axes first (a Ledoit-Wolf covariance alone would blur directions of low variance), and `residual`,
+negative log-likelihood minus a robust line over the code length. Under a Gaussian, the log-density is a decreasing
+function of the distance.
 
-J1 = -2 (ln p of `distance`, upper tail + ln p of `residual`, two-sided), with Brown's correction where the two
-correlate; J2 = the squared distance of all six's normal scores from their Gaussian.
+score = -2 (ln p of `distance`, upper tail + ln p of `residual`, two-sided), Fisher's combination of two tests, with
+Brown's correction (1975) if the two correlate. Without a likelihood only the distance counts.
 
 Dimensions: n images, D features, H W C image.
 """
@@ -25,15 +24,11 @@ import sklearn.covariance
 
 FOLDS = 10
 _TAIL = 0.05
-_ENOUGH = 10  # images a dimension, for a covariance without shrinkage
+_ENOUGH = 10  # images per dimension, for a covariance without shrinkage
 _LINE_IMAGES = 2000
 _BYTE = 8 * math.log(2)  # nats
-KINDS = ("J1", "J2")
-LAYERS = ("middle", "last")
 CORRELATED = 0.3
 FEWEST_IMAGES = 50
-_FEATURE_STATISTICS = ("distance", "middle", "norm")
-_LIKELIHOOD_STATISTICS = ("residual", "nll", "worst_patch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +37,7 @@ class Gaussian:
 
     Attributes:
       mean: (D,) float64.
-      whitening: (D, D) float64, its principal axes, each divided by the deviation along it.
+      whitening: (D, D) float64, the principal axes, each divided by the standard deviation along it.
     """
 
     mean: np.ndarray
@@ -54,8 +49,8 @@ class Gaussian:
 
         Args:
           x: the features.
-          axes: (D, D), as `white_axes` gives them; the covariance is shrunk towards that of the features they were
-            found in, rather than towards a sphere, which would blur directions in which features hardly vary.
+          axes: (D, D), as returned by `white_axes`; the covariance is shrunk towards that of the features passed
+            there, rather than towards a sphere, which would blur directions of low variance.
         """
         x = np.asarray(x, np.float64)
         mean = x.mean(axis=0)
@@ -70,9 +65,9 @@ class Gaussian:
 
 
 def white_axes(x: np.ndarray) -> np.ndarray:
-    """Returns (D, D) float64, the principal axes of (n, D) features, each divided by the deviation along it.
+    """Returns (D, D) float64, the principal axes of (n, D) features, each divided by the standard deviation along it.
 
-    Below ten images a dimension the covariance is Ledoit and Wolf's.
+    For fewer than ten images per dimension the covariance is Ledoit and Wolf's.
     """
     x = np.asarray(x, np.float64)
     if len(x) < _ENOUGH * x.shape[1]:
@@ -82,15 +77,15 @@ def white_axes(x: np.ndarray) -> np.ndarray:
 
 def _whitening(covariance: np.ndarray) -> np.ndarray:
     values, vectors = scipy.linalg.eigh(covariance)
-    # Of features that are all constant nothing can be divided by.
+    # Constant features have no variance to divide by.
     floor = max(values[-1] * 1e-12, 1e-12)
     return vectors / np.sqrt(np.maximum(values, floor))
 
 
 def held_out_distance(x: np.ndarray, axes: np.ndarray | None = None, folds: int = FOLDS) -> np.ndarray:
-    """Returns each row's (n,) squared distance from a Gaussian fitted without its tenth of the (n, D) features.
+    """Returns the (n,) squared distance of each row from a Gaussian fitted without its fold of the (n, D) features.
 
-    Of the rows it was fitted on, a Gaussian gives distances that are too short. `axes` as in `Gaussian.fit`.
+    Distances of the rows that a Gaussian was fitted on are too short. `axes` as in `Gaussian.fit`.
     """
     fold = np.arange(len(x)) % min(folds, len(x))
     found = np.empty(len(x))
@@ -115,21 +110,16 @@ class Tails:
         return cls(np.sort(np.asarray(x, np.float64)))
 
     def log_above(self, x: np.ndarray) -> np.ndarray:
-        """Returns ln P(X >= x), (n,) float64 and finite however far out x lies."""
+        """Returns ln P(X >= x), (n,) float64, finite for every finite x."""
         return _log_above(self.values, x)
 
     def log_below(self, x: np.ndarray) -> np.ndarray:
-        """Returns ln P(X <= x), likewise."""
+        """Returns ln P(X <= x), (n,) float64, finite for every finite x."""
         return _log_above(-self.values[::-1], -np.asarray(x))
 
     def log_two_sided(self, x: np.ndarray) -> np.ndarray:
-        """Returns the logarithm of twice the smaller of both, at most 0."""
+        """Returns the logarithm of the two-sided p-value, twice the smaller of both, at most 0."""
         return np.minimum(0, math.log(2) + np.minimum(self.log_above(x), self.log_below(x)))
-
-    def normal_score(self, x: np.ndarray) -> np.ndarray:
-        """Returns the standard normal quantiles of x's places, finite however far out x lies."""
-        above, below = self.log_above(x), self.log_below(x)
-        return np.where(above < below, -scipy.special.ndtri_exp(above), scipy.special.ndtri_exp(below))
 
 
 def _log_above(ordered: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -137,21 +127,21 @@ def _log_above(ordered: np.ndarray, x: np.ndarray) -> np.ndarray:
     share = 1 - (np.arange(n) + 0.5) / n
     first = min(n - 2, max(0, math.floor((1 - _TAIL) * n)))
     edge, beyond = ordered[first], ordered[first + 1 :] - ordered[first]
-    # Where the largest values are equal the tail has no length of its own.
+    # If the largest values are equal, the tail has no length of its own.
     scale = max(beyond.mean(), 1e-6 * (ordered[-1] - ordered[0]), 1e-12)
     inner = np.log(np.interp(x, ordered, share))
     return np.where(x > edge, math.log(share[first]) - (x - edge) / scale, inner)
 
 
 def robust_line(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Returns (2,) float64, slope and intercept of y over x by Theil and Sen's medians; of a constant x slope 0."""
+    """Returns (2,) float64, slope and intercept of y over x by Theil and Sen's medians; slope 0 for a constant x."""
     x, y = np.asarray(x[:_LINE_IMAGES], np.float64), np.asarray(y[:_LINE_IMAGES], np.float64)
     slope = 0.0 if np.ptp(x) == 0 else float(scipy.stats.theilslopes(y, x).slope)
     return np.array([slope, np.median(y - slope * x)])
 
 
 def code_length(images: np.ndarray) -> np.ndarray:
-    """Returns how long the images' PNG files are beyond that of a black image.
+    """Returns by how much the images' PNG files are longer than that of a black image.
 
     Args:
       images: (n, H, W, C) uint8, C 1 or 3.
@@ -173,26 +163,25 @@ def _png_bytes(image: np.ndarray) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Measures:
-    """What a model and a code say of n images.
+    """Features, likelihoods and code lengths of n images.
 
     Attributes:
-      middle, last: (n, D) float32 features.
-      nll: (n,) float64, nats; None where the model has no likelihood.
-      worst_patch: (n,) float64, nats, of the least likely patch; None likewise.
+      default: (n, D) float32, features of the default layer.
+      last: (n, D) float32, features of the last layer.
+      nll: (n,) float64, nats; None if the model has no likelihood.
       code_length: (n,) float64, nats.
     """
 
-    middle: np.ndarray
+    default: np.ndarray
     last: np.ndarray
     nll: np.ndarray | None
-    worst_patch: np.ndarray | None
     code_length: np.ndarray
 
     def __len__(self) -> int:
         return len(self.last)
 
     def take(self, rows) -> "Measures":
-        """Returns those of some images, by index, slice or mask."""
+        """Returns the measures of some images, by index, slice or mask."""
         values: dict[str, Any] = vars(self)
         taken: dict[str, Any] = {name: None if value is None else value[rows] for name, value in values.items()}
         return Measures(**taken)
@@ -203,112 +192,71 @@ class JointScore:
     """A fitted score.
 
     Attributes:
-      kind: J1 or J2.
-      arrays: what was fitted, by name.
-      about: on how many images of which split, and how the kind was chosen.
+      arrays: fitted arrays, by name.
+      about: the split and the number of images it was fitted on.
     """
 
-    kind: str
     arrays: dict[str, np.ndarray]
     about: dict = dataclasses.field(default_factory=dict)
 
     def check(self, has_likelihood: bool) -> None:
-        """Raises ValueError or KeyError where the arrays are not what `fit` makes."""
-        names = _LIKELIHOOD_STATISTICS * has_likelihood + _FEATURE_STATISTICS
-        if self.kind not in KINDS or any(not np.isfinite(values).all() for values in self.arrays.values()):
-            raise ValueError("no such score")
-        sizes = {"normal": len(names)} | {name: self.arrays[f"{name}/mean"].size for name in LAYERS}
-        shapes: dict[str, tuple[int, ...]] = {f"{name}/mean": (size,) for name, size in sizes.items()}
-        shapes |= {f"{name}/whitening": (size, size) for name, size in sizes.items()}
-        shapes |= {f"tails/{name}": (self.arrays["tails/distance"].size,) for name in names} | {"brown": (2,)}
-        shapes |= {"line": (2,)} if has_likelihood else {}
-        if {name: values.shape for name, values in self.arrays.items()} != shapes:
-            raise ValueError("arrays of other shapes")
+        """Raises ValueError or KeyError if the arrays cannot be a result of `fit`."""
+        size, n = self.arrays["last/mean"].size, self.arrays["tails/distance"].size
+        shapes = {"last/mean": (size,), "last/whitening": (size, size), "tails/distance": (n,), "brown": (2,)}
+        shapes |= {"line": (2,), "tails/residual": (n,)} if has_likelihood else {}
+        for name, shape in shapes.items():
+            if self.arrays[name].shape != shape or not np.isfinite(self.arrays[name]).all():
+                raise ValueError(f"{name}: wrong shape or not finite")
 
-    def score(self, measures: Measures, kind: str | None = None) -> np.ndarray:
-        """Returns (n,) float32, higher = more anomalous; by another kind than the chosen one if asked."""
-        parts = _parts(measures, self.arrays)
-        if (kind or self.kind) == "J2":
-            return self._gaussian("normal").distance(_normal_scores(parts, self.arrays)).astype(np.float32)
-        return (-2 * self._log_ps(parts).sum(axis=1) / self.arrays["brown"][0]).astype(np.float32)
+    def score(self, measures: Measures) -> np.ndarray:
+        """Returns (n,) float32, higher = more anomalous."""
+        return (self._statistic(measures) / self.arrays["brown"][0]).astype(np.float32)
 
     def p_value(self, measures: Measures) -> np.ndarray:
-        """Returns J1's (n,) p-value: the share of images of the data that score as high."""
-        statistic = -2 * self._log_ps(_parts(measures, self.arrays)).sum(axis=1)
+        """Returns the (n,) p-values: the share of inliers with a score at least as high."""
         scale, freedom = self.arrays["brown"]
-        return scipy.stats.chi2.sf(statistic / scale, freedom)
+        return scipy.stats.chi2.sf(self._statistic(measures) / scale, freedom)
 
-    def _log_ps(self, parts: dict[str, np.ndarray]) -> np.ndarray:
-        return _log_ps(parts, self.arrays)
-
-    def _gaussian(self, name: str) -> Gaussian:
-        return _gaussian(self.arrays, name)
+    def _statistic(self, measures: Measures) -> np.ndarray:
+        gaussian = Gaussian(self.arrays["last/mean"], self.arrays["last/whitening"])
+        return -2 * _log_ps(gaussian.distance(measures.last), measures, self.arrays).sum(axis=1)
 
 
-def fit(measures: Measures, kind: str = "J1", axes: dict[str, np.ndarray] | None = None) -> JointScore:
-    """Fits both scores on images of the data that were not trained on.
+def fit(measures: Measures, axes: np.ndarray | None = None) -> JointScore:
+    """Fits the score on held-out images.
 
     Args:
       measures: of n >= 50 images.
-      kind: which of the two `score` gives.
-      axes: (D, D) of the layers `middle` and `last`, as `anomaly_parts.white_axes` finds them in training images.
+      axes: (D, D), `white_axes` of training images' features of the last layer.
 
     Returns:
-      The score. Distances of the images it is fitted on are taken from Gaussians that did not see them.
+      The score. Distances of the images it is fitted on are cross-fitted, as in `held_out_distance`.
     """
-    arrays: dict[str, np.ndarray] = {}
-    known: dict = axes or dict.fromkeys(LAYERS)
-    for name in LAYERS:
-        gaussian = Gaussian.fit(getattr(measures, name), known[name])
-        arrays |= {f"{name}/mean": gaussian.mean, f"{name}/whitening": gaussian.whitening}
+    gaussian, distance = Gaussian.fit(measures.last, axes), held_out_distance(measures.last, axes)
+    arrays = {"last/mean": gaussian.mean, "last/whitening": gaussian.whitening}
+    arrays["tails/distance"] = Tails.fit(distance).values
     if measures.nll is not None:
         arrays["line"] = robust_line(measures.code_length, measures.nll)
-    held_out = {
-        "distance": held_out_distance(measures.last, known["last"]),
-        "middle": held_out_distance(measures.middle, known["middle"]),
-    }
-    parts = _parts(measures, arrays) | held_out
-    arrays |= {f"tails/{name}": Tails.fit(values).values for name, values in parts.items()}
-    arrays["brown"] = _brown(_log_ps(parts, arrays))
-    gaussian = Gaussian.fit(_normal_scores(parts, arrays))
-    return JointScore(kind, arrays | {"normal/mean": gaussian.mean, "normal/whitening": gaussian.whitening})
+        arrays["tails/residual"] = Tails.fit(_residual(measures, arrays["line"])).values
+    return JointScore(arrays | {"brown": _brown(_log_ps(distance, measures, arrays))})
 
 
-def _parts(measures: Measures, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns {statistic: (n,) float64}; without a likelihood three of the six."""
-    parts = {
-        "distance": _gaussian(arrays, "last").distance(measures.last),
-        "middle": _gaussian(arrays, "middle").distance(measures.middle),
-        "norm": np.linalg.norm(measures.last.astype(np.float64), axis=1),
-    }
-    if measures.nll is None or measures.worst_patch is None:
-        return parts
-    slope, intercept = arrays["line"]
-    residual = measures.nll - slope * measures.code_length - intercept
-    return parts | {"residual": residual, "nll": measures.nll, "worst_patch": measures.worst_patch}
+def _residual(measures: Measures, line: np.ndarray) -> np.ndarray:
+    return measures.nll - line[0] * measures.code_length - line[1]
 
 
-def _log_ps(parts: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> np.ndarray:
+def _log_ps(distance: np.ndarray, measures: Measures, arrays: dict[str, np.ndarray]) -> np.ndarray:
     """Returns (n, 2) ln p of distance and residual, (n, 1) without a likelihood."""
-    found = [Tails(arrays["tails/distance"]).log_above(parts["distance"])]
-    if "residual" in parts:
-        found.append(Tails(arrays["tails/residual"]).log_two_sided(parts["residual"]))
+    found = [Tails(arrays["tails/distance"]).log_above(distance)]
+    if measures.nll is not None:
+        found.append(Tails(arrays["tails/residual"]).log_two_sided(_residual(measures, arrays["line"])))
     return np.stack(found, axis=1)
 
 
-def _normal_scores(parts: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> np.ndarray:
-    names = sorted(parts)
-    return np.stack([Tails(arrays[f"tails/{name}"]).normal_score(parts[name]) for name in names], axis=1)
-
-
 def _brown(log_ps: np.ndarray) -> np.ndarray:
-    """Returns (2,): -2 times the sum of k logarithms is scale * chi-square of this freedom (Brown 1975)."""
+    """Returns (2,) scale and degrees of freedom of the chi-square for -2 times the sum of k logarithms (Brown 1975)."""
     k = log_ps.shape[1]
     if k == 1 or abs(correlation := np.corrcoef(log_ps.T)[0, 1]) <= CORRELATED or math.isnan(correlation):
         return np.array([1.0, 2.0 * k])
     mean, variance = 2.0 * k, 4.0 * k + 2 * np.cov(-2 * log_ps.T)[0, 1]
     return np.array([variance / (2 * mean), 2 * mean**2 / variance])
-
-
-def _gaussian(arrays: dict[str, np.ndarray], name: str) -> Gaussian:
-    return Gaussian(arrays[f"{name}/mean"], arrays[f"{name}/whitening"])

@@ -1,1 +1,1 @@
-"""aot."""
+"""Ahead-of-time compilation of the train step for TPUs and GPUs that need not be present."""

@@ -1,7 +1,7 @@
-"""Mode `compile`: compiles the real train step for TPUs or GPUs that are not here, and tells whether it fits.
+"""Mode `compile`: ahead-of-time compilation of the train step, and whether it fits a device's memory.
 
-Nothing runs: what is proven is that the compiler accepts the step, how much memory it plans and how the devices
-communicate; not speed, not numbers.
+Nothing runs. It shows that the compiler accepts the step, the planned memory and the communication between devices;
+not speed or numerical results.
 """
 
 import dataclasses
@@ -20,30 +20,30 @@ from hybrid_jax.aot import hardware
 from hybrid_jax.aot.hardware import GIB, parse_topology
 from hybrid_jax.errors import CompilerError, UserError
 
-# Below this share left free, the next change of shapes or versions may not fit.
+# With less free memory, a small change of shapes or versions may not fit.
 _NARROW = 0.1
 _ATTENTION = {
-    "splash": "a kernel (splash) for long sequences: their scores stay out of HBM",
-    "cudnn": "cuDNN's flash attention: scores stay out of memory",
+    "splash": "splash kernel: scores stay out of HBM",
+    "cudnn": "cuDNN flash attention: scores stay out of memory",
     "plain": "plain matrix products, scores in memory",
 }
 
 
 def compile_for(topology: str | None, config, workdir: str | os.PathLike, log: Callable[[str], None]) -> dict[str, Any]:
-    """Compiles the config's train step for a topology; prints the findings and writes `compile.json`.
+    """Compiles the config's train step for a topology; prints the results and writes `compile.json`.
 
     Args:
-      topology: as `parse_topology` reads it.
+      topology: as in `parse_topology`.
       config: a valid config.
-      workdir: created if missing; gets `compile.json`, and `compile.log` if the compiler fails.
-      log: takes lines.
+      workdir: folder for `compile.json`, and for `compile.log` if the compiler fails; created if missing.
+      log: function that prints a line.
 
     Returns:
-      What `compile.json` holds: bytes of one device, FLOPs of a step on all of them, seconds.
+      The content of `compile.json`: bytes per device, FLOPs of a step on all devices, seconds.
 
     Raises:
-      UserError: an unknown topology, a mesh or a batch that does not fit it, no compiler for it.
-      CompilerError: the compiler failed otherwise.
+      UserError: the topology is unknown, does not fit the mesh or the batch, or has no installed compiler.
+      CompilerError: the compiler failed for another reason.
     """
     target = parse_topology(topology)
     target.check_compiler()
@@ -59,7 +59,7 @@ def compile_for(topology: str | None, config, workdir: str | os.PathLike, log: C
     report = {"topology": topology, "slices": target.slices, **answer}
     report.setdefault("available_bytes_per_device", target.memory_bytes)
     if target.is_gpu:
-        # The GPU compiler accepts programs of any size.
+        # The GPU compiler does not check the memory.
         report["fits"] = report["peak_bytes_per_device"] <= report["available_bytes_per_device"]
         report["hosts"] = target.shape[0]
         report["notes"] = hardware.notes(report)
@@ -73,8 +73,8 @@ def compile_for(topology: str | None, config, workdir: str | os.PathLike, log: C
 
 
 def worker_environment(outer: dict[str, str]) -> dict[str, str]:
-    """Returns the environment of a compilation without devices; what steers other backends is left out."""
-    # The cache cannot be read back without devices; several compilations may share one machine.
+    """Returns environment variables for compilation without devices, without settings of other backends."""
+    # Without devices the cache cannot be read; several compilations may run on one machine.
     own = {
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_COMPILATION_CACHE": "false",
@@ -98,11 +98,11 @@ def _ask_worker(request: dict[str, Any], workdir: pathlib.Path, log: Callable[[s
             return json.loads(answer.read_text(encoding="utf-8"))
     path = workdir / "compile.log"
     path.write_text(said, encoding="utf-8")
-    raise CompilerError(f"{crash_reason(code, said)}; all it said is in {path}")
+    raise CompilerError(f"{crash_reason(code, said)}; its output is in {path}")
 
 
 def _run_telling_time(command: list[str], log: Callable[[str], None]) -> tuple[int, str]:
-    """Runs a command to its end; returns its exit code and standard error."""
+    """Runs a command, logging the time every minute; returns its exit code and standard error."""
     start = time.monotonic()
     with subprocess.Popen(
         command, env=worker_environment(dict(os.environ)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -119,21 +119,21 @@ def _run_telling_time(command: list[str], log: Callable[[str], None]) -> tuple[i
 
 
 def crash_reason(code: int, stderr: str) -> str:
-    """Returns in one line how the compiler's process ended."""
+    """Returns one line on how the compiler's process ended."""
     how = f"ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     told = [line for line in lines if "Check failed" in line or re.match(r"[\w.]+(Error|Exception)\b", line)]
-    said = (told or lines or ["without a word"])[-1]
+    said = (told or lines or ["no output"])[-1]
     return f"the compiler {how}: {said[:300]}"
 
 
 def verdict(report: dict[str, Any], config, slice_devices: int) -> str:
-    """Returns one line: whether the step fits a device's memory, how narrowly, and what to change if not.
+    """Returns one line: whether the step fits a device's memory, with what margin, and what to change if not.
 
     Args:
       report: `fits`, and `peak_`, `compiler_peak_`, `available_` and `arguments_bytes_per_device`.
-      config: that was compiled.
-      slice_devices: devices of one slice, which `mesh.fsdp` can reach.
+      config: the compiled config.
+      slice_devices: number of devices of one slice, the limit of `mesh.fsdp`.
     """
     peak, available = report["peak_bytes_per_device"], report["available_bytes_per_device"]
     sizes = f"{peak / GIB:.2f} of {available / GIB:.2f} GiB a device"
@@ -161,7 +161,7 @@ def advice(report: dict[str, Any], config, slice_devices: int) -> list[str]:
     found.append(f"lower train.batch_size={train.batch_size}")
     mostly_state = report["arguments_bytes_per_device"] > report["available_bytes_per_device"] / 2
     if mesh.fsdp < slice_devices and not mostly_state:
-        # Cutting the state helps little where activations fill the memory.
+        # Sharding the state helps little if activations use most of the memory.
         found.append(found.pop(0))
     return found
 

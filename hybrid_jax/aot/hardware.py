@@ -1,6 +1,6 @@
-"""TPUs and GPUs that need not be present: their names (`v5e:16x16`, `h100:256`), what XLA must know, peak rates.
+"""Target hardware of ahead-of-time compilation: topologies (`v5e:16x16`, `h100:256`), XLA target configs, peak rates.
 
-Every time computed from peak rates is an estimate, not a measurement: kernels reach a share of the peaks.
+Times computed from peak rates are estimates, not measurements: kernels reach only a part of the peak.
 """
 
 import dataclasses
@@ -21,14 +21,13 @@ ASSUMPTIONS = (
     "links: both directions of one torus axis, bandwidth only; slices: the network's full rate; "
     "lower bound: all of them at once, upper bound: one after the other; input and host are free"
 )
-# Where JAX's GPU compiler lies; the first that is installed is taken.
+# Packages with JAX's GPU compiler; the first installed one is used.
 _PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
-# What the client takes of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+# Share of a GPU's memory that JAX preallocates by default (XLA_PYTHON_CLIENT_MEM_FRACTION).
 PREALLOCATED = 0.75
 CANNOT_TELL = (
-    "not proven for GPUs: the compiler chooses kernels without timing them, so memory may differ there; cuDNN's "
-    "attention is named in the program, but built only on a GPU; NCCL's buffers, time and what crosses hosts are not "
-    "counted"
+    "limits for GPUs: the compiler chooses kernels without autotuning, so memory may differ on a GPU; cuDNN's "
+    "attention is only built on a GPU; NCCL buffers, time and traffic between hosts are not counted"
 )
 PER_HOST = 8
 MOST = 16384
@@ -37,18 +36,18 @@ _EXAMPLES = "for example v5e:16x16, v5e:16x16x2 (two slices), v5p:8x8x16, h100:8
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Published figures of one TPU chip, all decimal but the memory.
+    """Published figures of a TPU chip; decimal units except for memory.
 
     Attributes:
-      flops: peak bfloat16 operations a second.
-      hbm_gib: memory, in GiB.
-      usable_gib: of it, what the compiler lets one device use.
-      hbm_rate: its bytes a second.
-      link_rate: bytes a second of one link between chips, one way.
-      dcn_rate: bytes a second to other slices, through the data centre's network.
-      dimensions: of the torus; each has two links.
-      max_chips: of one slice.
-      devices: that JAX shows for a chip.
+      flops: peak bfloat16 operations per second.
+      hbm_gib: HBM, in GiB.
+      usable_gib: HBM that the compiler lets one device use, in GiB.
+      hbm_rate: HBM bandwidth, in bytes per second.
+      link_rate: bandwidth of one link between chips, one way, in bytes per second.
+      dcn_rate: bandwidth to other slices through the data centre's network, in bytes per second.
+      dimensions: dimensions of the torus; each has two links.
+      max_chips: maximum chips of one slice.
+      devices: JAX devices per chip.
     """
 
     flops: float
@@ -78,12 +77,12 @@ CHIPS = {
 
 
 def computed_flops(parts: dict[str, float], remat: bool, microbatches: int) -> float:
-    """Returns the operations of a step with those that recomputation adds.
+    """Returns the operations of a step including recomputation.
 
     Args:
-      parts: of `flops.train_step`, forward and backward.
-      remat: each block's forward pass runs twice.
-      microbatches: above 1 the views are embedded once more (GradCache).
+      parts: operations from `flops.train_step`, forward and backward.
+      remat: whether each block's forward pass runs twice.
+      microbatches: if above 1, the views are embedded twice (GradCache).
     """
     total = 0.0
     for name, count in parts.items():
@@ -97,18 +96,20 @@ def computed_flops(parts: dict[str, float], remat: bool, microbatches: int) -> f
 def estimate(
     generation: str, devices: int, flops: float, computed: float, hbm_bytes: float, ici_bytes: float, dcn_bytes: float
 ) -> dict[str, object]:
-    """Bounds of a step's time.
+    """Estimates bounds of a step's time.
 
     Args:
       generation: a key of `CHIPS`.
-      devices: in all slices.
-      flops: that the result needs, of a step on all devices.
-      computed: with recomputation.
-      hbm_bytes, ici_bytes, dcn_bytes: that one device moves in a step.
+      devices: number of devices in all slices.
+      flops: operations of a step on all devices, without recomputation.
+      computed: operations with recomputation.
+      hbm_bytes: HBM traffic of one device per step.
+      ici_bytes: bytes that one device sends over links per step.
+      dcn_bytes: bytes that one device sends to other slices per step.
 
     Returns:
-      {`label`, `seconds` by part, `step_seconds` (lower, upper), `mfu` (at the lower, at the upper), `bound_by`,
-      `assumptions`}; MFU counts the needed operations only (PaLM, arXiv 2204.02311, appendix B).
+      {`label`, `seconds` by part, `step_seconds` (lower, upper), `mfu` (at the lower, at the upper bound),
+      `bound_by`, `assumptions`}; MFU excludes recomputation (PaLM, arXiv 2204.02311, appendix B).
     """
     chip = CHIPS[generation]
     peak = chip.flops / chip.devices
@@ -131,20 +132,21 @@ def estimate(
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """A GPU on the SXM boards that hosts hold eight of.
+    """A GPU of a host with eight SXM GPUs.
 
     Attributes:
-      title: its name in CUDA.
-      memory_bytes: of its HBM.
-      cores: streaming multiprocessors.
-      units: float32 units of a core.
-      shared, shared_by_block: bytes of a core's shared memory, and those that one block may ask for.
-      l2_bytes: of the second cache.
-      clock_ghz: of the cores.
-      memory_rate: bytes a second of its HBM.
-      flops: bfloat16 operations a second of its tensor cores, dense.
-      capability: compute capability, major; the minor one is 0.
-      feature: what kernels may use beyond the portable instructions.
+      title: device name in CUDA.
+      memory_bytes: size of the HBM, in bytes.
+      cores: number of streaming multiprocessors (SMs).
+      units: float32 units per SM.
+      shared: shared memory per SM, in bytes.
+      shared_by_block: maximum shared memory per block, in bytes.
+      l2_bytes: size of the L2 cache, in bytes.
+      clock_ghz: clock rate of the SMs.
+      memory_rate: HBM bandwidth, in bytes per second.
+      flops: dense bfloat16 operations per second of the tensor cores.
+      capability: major compute capability; the minor one is 0.
+      feature: architecture-specific features that kernels may use.
     """
 
     title: str
@@ -175,18 +177,18 @@ GPUS = {
 
 
 def plugin() -> str | None:
-    """Returns the name of the installed package that compiles for CUDA; None without one."""
+    """Returns the name of the installed package with the CUDA compiler, or None."""
     return next((name for name in _PLUGINS if importlib.util.find_spec(name)), None)
 
 
 def versions() -> dict[str, str]:
-    """Returns {package: version} of that package."""
+    """Returns {package: version} of the package with the CUDA compiler."""
     name = str(plugin()).replace("_", "-")
     return {name: importlib.metadata.version(name)}
 
 
 def target_config(name: str) -> str:
-    """Returns what XLA calls a GpuTargetConfigProto of a key of `GPUS`, as text."""
+    """Returns XLA's GpuTargetConfigProto for a key of `GPUS`, as text."""
     gpu = GPUS[name]
     return f"""
 gpu_device_info {{
@@ -226,29 +228,29 @@ device_description_str: "{gpu.title}"
 
 
 def notes(report: dict) -> list[str]:
-    """Returns the lines that a GPU's report ends with: what was not proven, what may have to be set."""
+    """Returns notes for a GPU's report: limits of the compilation, and settings to consider."""
     lines = [CANNOT_TELL]
     if report["fits"] and report["peak_bytes_per_device"] > PREALLOCATED * report["available_bytes_per_device"]:
         lines.append(
-            f"memory: JAX takes {PREALLOCATED:.0%} of a GPU's unless told; set XLA_PYTHON_CLIENT_MEM_FRACTION=.95 there"
+            f"memory: by default JAX uses {PREALLOCATED:.0%} of a GPU's memory; set XLA_PYTHON_CLIENT_MEM_FRACTION=.95"
         )
     if report["attention"] == "plain":
         lines.append(
-            "attention: as plain matrix products, with scores in memory; cuDNN's needs model.attention='auto', "
-            "model.dtype='bfloat16', at most 128 features a head, a multiple of 8, and here too package nvidia-cudnn"
+            "attention: plain matrix products, with scores in memory; cuDNN's needs model.attention='auto', "
+            "model.dtype='bfloat16', a multiple of 8 and at most 128 features per head, and package nvidia-cudnn here"
         )
     return lines
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice of TPUs, or several; or hosts of GPUs.
+    """One or several TPU slices, or GPU hosts.
 
     Attributes:
-      generation: a key of `roofline.CHIPS` or of `gpu_targets.GPUS`.
-      shape: chips along each axis of one slice: two axes for v5e and v6e, three for the other TPUs; of GPUs the hosts
-        and the devices of each.
-      slices: connected by the data centre's network; 1 for GPUs.
+      generation: a key of `CHIPS` or `GPUS`.
+      shape: chips along each axis of one slice, two axes for v5e and v6e, three for other TPUs; for GPUs (hosts,
+        devices per host).
+      slices: number of slices, connected by the data centre's network; 1 for GPUs.
     """
 
     generation: str
@@ -257,21 +259,21 @@ class Topology:
 
     @property
     def is_gpu(self) -> bool:
-        """Whether it is of GPUs."""
+        """Whether the devices are GPUs."""
         return self.generation in GPUS
 
     @property
     def devices(self) -> int:
-        """Devices as JAX counts them."""
+        """Number of JAX devices."""
         return math.prod(self.shape) * self.slices * (1 if self.is_gpu else CHIPS[self.generation].devices)
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes that one device has for a program."""
+        """Memory of one device that programs may use, in bytes."""
         return GPUS[self.generation].memory_bytes if self.is_gpu else round(CHIPS[self.generation].usable_gib * GIB)
 
     def check_compiler(self) -> None:
-        """Raises UserError where the compiler is not installed."""
+        """Raises UserError if the compiler is not installed."""
         if self.is_gpu and plugin() is None:
             what, extra = f"JAX's CUDA compiler for {self.generation}", "gpu_aot"
         elif not self.is_gpu and importlib.util.find_spec("libtpu") is None:
@@ -286,10 +288,10 @@ def parse_topology(text: str | None) -> Topology:
     """Reads `v5e:16x16`, `v5e:16x16x2` (two such slices), `h100:256` (GPUs, eight to a host).
 
     Raises:
-      UserError: an unknown generation, or a shape that it does not have.
+      UserError: the generation is unknown, or does not have this shape.
     """
     if not text:
-        raise UserError(f"--topology is missing: what to compile for, {_EXAMPLES}")
+        raise UserError(f"--topology is missing: must be the target hardware, {_EXAMPLES}")
     generation, _, shape = text.partition(":")
     if generation in GPUS:
         return _gpus(text, generation, shape)
@@ -303,7 +305,7 @@ def parse_topology(text: str | None) -> Topology:
         raise UserError(f"--topology={text}: must be {generation}:{axes} chips, or {generation}:{axes}xN for N slices")
     sizes = [int(size) for size in shape.split("x")]
     one, slices = tuple(sizes[: chip.dimensions]), math.prod(sizes[chip.dimensions :])
-    # A longer side of a flat torus would end the compiler's process.
+    # A longer side of a 2-d torus would crash the compiler.
     if math.prod(one) > chip.max_chips or (chip.dimensions == 2 and max(one) > 16):
         limit = "16x16" if chip.dimensions == 2 else f"{chip.max_chips:,} chips"
         raise UserError(f"--topology={text}: a {generation} slice has at most {limit}; add slices as {axes}xN")

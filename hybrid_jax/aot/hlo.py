@@ -1,14 +1,14 @@
-"""A compiled program's text: its computations, communication, memory traffic and matrix products.
+"""Analysis of compiled HLO text: computations, communication, memory traffic and matrix products.
 
-All counts are of one device and one step. The contents of a loop's body count as often as the loop runs: the compiler
-writes that beside the loop (`known_trip_count`); where it did not, the constant of the loop's condition is taken.
+Counts are per device and step. Loop bodies count once per iteration: the compiler notes the number of iterations
+(`known_trip_count`); otherwise the constant in the loop's condition is used.
 
-Two habits of the TPU compiler are undone. It cuts an asynchronous collective into pieces inside several fusions
-(start, done, and computation in between), which share one channel: only the start counts. And it fuses an all-reduce
-with the slice that is taken from it: that is a reduce-scatter.
+Two transformations of the TPU compiler are reversed. It splits an asynchronous collective over several fusions (start,
+done, and computation in between) with one channel: only the start counts. And it fuses an all-reduce with a slice of
+its result, which is a reduce-scatter.
 
-Matrix products are `dot`s, the `convolution`s that the TPU compiler makes of them, and calls of cuBLAS. A kernel of
-another kind (splash, cuDNN's attention) cannot be seen in the program and is not counted.
+Matrix products are `dot`s, the `convolution`s that the TPU compiler replaces them by, and cuBLAS calls. The operations
+of other kernels (splash, cuDNN's attention) are not visible in the program and not counted.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from typing import Any
 _BITS = {"pred": 8, "bf16": 16, "f16": 16, "c64": 64, "c128": 128, "token": 0, "opaque": 0}
 KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "collective_permute")
 FUSIONS = ("fusion", "fusion-start")
-# Views of other instructions' results, control flow (whose bodies count themselves), or nothing at all.
+# Views of other results, control flow (whose bodies are counted separately), and instructions without a result.
 WRITES_NOTHING = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "opt-barrier", "partition-id", "replica-id", "async-start", "async-update", "async-done", "fusion-done",
@@ -35,11 +35,11 @@ class Instruction:
     """One line of a computation.
 
     Attributes:
-      name: of its result.
-      shape: of its result, as printed, with layout.
-      opcode: what it does.
-      rest: operands and attributes.
-      root: whether the computation returns it.
+      name: name of its result.
+      shape: shape of its result, as printed, with layout.
+      opcode: its operation.
+      rest: operands and attributes, as printed.
+      root: whether it is the result of the computation.
     """
 
     name: str
@@ -56,7 +56,7 @@ _OPCODE = re.compile(r"^ ?([\w\-]+)\((.*)$")
 
 
 def parse(text: str) -> tuple[Program, str]:
-    """Returns the computations by name, and the name of the one that runs."""
+    """Returns the computations by name, and the name of the entry computation."""
     program: Program = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -73,7 +73,7 @@ def parse(text: str) -> tuple[Program, str]:
 
 
 def _split_shape(text: str) -> tuple[str, str]:
-    """`(f32[2]{0}, s32[]) while(...)` -> the shape and what follows it."""
+    """`(f32[2]{0}, s32[]) while(...)` -> the shape and the rest of the line."""
     if not text.startswith("("):
         shape, _, rest = text.partition(" ")
         return shape, rest
@@ -86,7 +86,7 @@ def _split_shape(text: str) -> tuple[str, str]:
 
 
 def arrays(shape: str) -> Iterator[tuple[int, bool]]:
-    """Bytes of each array of a printed shape, and whether it lies outside of HBM (memory space S(n), n > 0)."""
+    """Yields the bytes of each array of a printed shape, and whether it is outside HBM (memory space S(n), n > 0)."""
     for kind, sizes, layout in re.findall(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?", shape):
         bits = _BITS.get(kind) or int((re.search(r"\d+", kind) or [0])[0])
         count = math.prod(int(size.lstrip("<=")) for size in sizes.split(",") if size)
@@ -94,18 +94,18 @@ def arrays(shape: str) -> Iterator[tuple[int, bool]]:
 
 
 def shape_bytes(shape: str) -> int:
-    """Returns the bytes of a printed shape: `f32[2,3]{1,0}` -> 24; of a tuple the sum."""
+    """Returns the bytes of a printed shape: `f32[2,3]{1,0}` -> 24; for a tuple the sum."""
     return sum(size for size, _ in arrays(shape))
 
 
 def dimensions(shape: str) -> list[int]:
-    """Returns the sizes of a printed shape's axes, of a tuple those of its first array: `f32[2,3]{1,0}` -> [2, 3]."""
+    """Returns the dimensions of a printed shape, or of the first array of a tuple: `f32[2,3]{1,0}` -> [2, 3]."""
     found = re.search(r"\b[a-z]\w*\[([\d,<=]*)\]", shape)
     return [int(size.lstrip("<=")) for size in found[1].split(",") if size] if found else []
 
 
 def attribute(instruction: Instruction, name: str) -> str | None:
-    """Returns a number that stands behind `name=`, as text."""
+    """Returns the number after `name=`, as text, or None."""
     found = re.search(rf"\b{name}=(\d+)", instruction.rest)
     return found[1] if found else None
 
@@ -116,7 +116,7 @@ def operands(instruction: Instruction) -> list[str]:
 
 
 def called(instruction: Instruction) -> list[str]:
-    """Returns the computations that an instruction names, but for those applied to single numbers."""
+    """Returns the computations that an instruction calls, except scalar ones (`to_apply` of reductions)."""
     names = re.findall(r"\b(?:calls|body|condition|true_computation|false_computation)=%?([\w.\-]+)", instruction.rest)
     for group in re.findall(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}", instruction.rest):
         names += [name.strip().lstrip("%") for name in group.split(",")]
@@ -126,7 +126,7 @@ def called(instruction: Instruction) -> list[str]:
 
 
 def trip_count(instruction: Instruction, program: Program) -> int:
-    """Returns how often a `while` runs: the compiler's own note, else its condition's largest constant, else 1."""
+    """Returns the iterations of a `while`: the compiler's note, else the largest constant in its condition, else 1."""
     noted = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.rest)
     if noted:
         return int(noted[1])
@@ -137,7 +137,7 @@ def trip_count(instruction: Instruction, program: Program) -> int:
 
 
 def repetitions(program: Program, entry: str) -> dict[str, int]:
-    """Returns how often each computation runs in a step; of a conditional, every branch once."""
+    """Returns the runs of each computation per step; every branch of a conditional counts once."""
 
     @functools.cache
     def runs(name: str) -> int:
@@ -155,7 +155,7 @@ def repetitions(program: Program, entry: str) -> dict[str, int]:
 
 
 def group_size(instruction: Instruction) -> int:
-    """Returns how many devices a collective joins, from any of the three notations of `replica_groups`.
+    """Returns the group size of a collective, from any of the three notations of `replica_groups`.
 
     `{{0,1},{2,3}}`, `[2,2]<=[4]` and `mesh['a'=2,'b'=2] {'a'}` all give 2; without groups 2 is assumed.
     """
@@ -174,12 +174,12 @@ def count(text: str) -> dict[str, Any]:
     """Counts the traffic of a step on one device.
 
     Args:
-      text: of the compiled program (`compiled.as_text()`), whose shapes are those of one device.
+      text: text of the compiled program (`compiled.as_text()`), with shapes of one device.
 
     Returns:
       `collectives`: {kind: {`count`, `bytes` of the results, `moved_bytes` of a ring}}; `between_slices`: {`count`,
-      `bytes`} sent to other slices; `hbm_written_bytes`: results that lie in HBM, of an update in place the part
-      that is new.
+      `bytes`} sent to other slices; `hbm_written_bytes`: results in HBM, for in-place updates only the updated
+      part.
     """
     program, entry = parse(text)
     times = repetitions(program, entry)
@@ -203,25 +203,26 @@ def count(text: str) -> dict[str, Any]:
     }
 
 
+def _kind(instruction: Instruction) -> str:
+    return instruction.opcode.removesuffix("-start").replace("-", "_")
+
+
 def _collectives(program: Program, times: dict[str, int], fusions: dict[str, Instruction]):
-    """Yields (kind, runs, bytes of the result, bytes moved); of a collective in pieces, the start."""
+    """Yields (kind, runs, bytes of the result, bytes moved); for a split collective, those of its start."""
     channels: dict[str, list[tuple[bool, tuple[str, int, int, float]]]] = {}
-    for name, lines in program.items():
-        for i in lines:
-            kind = i.opcode.removesuffix("-start").replace("-", "_")
-            if kind not in KINDS:
-                continue
-            size = _result_bytes(i)
-            moved = moved_bytes(kind, size, group_size(i))
-            if kind == "all_reduce" and name in fusions and any("slice" in other.opcode for other in lines):
-                kind, moved = "reduce_scatter", moved / 2
-                size = shape_bytes(fusions[name].shape)
-            continues = name.startswith("async_collective_fusion")
-            continues |= name in fusions and fusions[name].name.startswith("async-collective-done")
-            channel = str(attribute(i, "channel_id")) if name in fusions else f"{name}/{i.name}"
-            channels.setdefault(channel, []).append((continues, (kind, times[name], size, moved)))
+    found = [(name, i, kind) for name, lines in program.items() for i in lines if (kind := _kind(i)) in KINDS]
+    for name, i, kind in found:
+        size = _result_bytes(i)
+        moved = moved_bytes(kind, size, group_size(i))
+        fusion = fusions.get(name)
+        if kind == "all_reduce" and fusion and any("slice" in other.opcode for other in program[name]):
+            kind, moved, size = "reduce_scatter", moved / 2, shape_bytes(fusion.shape)
+        continues = name.startswith("async_collective_fusion")
+        continues |= fusion is not None and fusion.name.startswith("async-collective-done")
+        channel = str(attribute(i, "channel_id")) if fusion else f"{name}/{i.name}"
+        channels.setdefault(channel, []).append((continues, (kind, times[name], size, moved)))
     for pieces in channels.values():
-        # Computation that a collective overlaps with may loop: its pieces there run more often than the collective.
+        # Pieces inside an overlapped loop run more often than the collective itself.
         starts = [piece for continues, piece in pieces if not continues]
         yield from starts or [min((piece for _, piece in pieces), key=lambda piece: piece[1])]
 
@@ -232,7 +233,7 @@ def moved_bytes(kind: str, result: int, group: int) -> float:
     Args:
       kind: one of `KINDS`.
       result: bytes of the collective's result on one device.
-      group: devices it joins.
+      group: devices in the group.
     """
     share = (group - 1) / group
     shares = {"all_reduce": 2 * share, "all_gather": share, "reduce_scatter": group - 1, "all_to_all": share}
@@ -240,10 +241,10 @@ def moved_bytes(kind: str, result: int, group: int) -> float:
 
 
 def _result_bytes(instruction: Instruction) -> int:
-    """Bytes of a collective's result; the shape of some asynchronous starts holds operands in front."""
+    """Returns the bytes of a collective's result; shapes of some asynchronous starts begin with operands."""
     sizes = [size for size, _ in arrays(instruction.shape)]
     if instruction.opcode == "collective-permute-start":
-        # Behind the results are two numbers.
+        # Two scalars follow the results.
         sizes = [size for size in sizes if size > 4]
     if instruction.opcode.endswith("-start") and instruction.opcode != "all-reduce-start":
         sizes = sizes[len(sizes) // 2 :]
@@ -251,7 +252,7 @@ def _result_bytes(instruction: Instruction) -> int:
 
 
 def written(instruction: Instruction, program: Program) -> int:
-    """Returns the bytes in HBM that an instruction changes: of an update in place, the part that is new."""
+    """Returns the bytes that an instruction writes to HBM, for in-place updates only the updated part."""
     opcode = instruction.opcode
     starts = (opcode.endswith("-start") and opcode not in FUSIONS) or instruction.name.startswith(
         "async-collective-start"
@@ -264,7 +265,7 @@ def written(instruction: Instruction, program: Program) -> int:
     if opcode in FUSIONS:
         lines = program.get(called(instruction)[0], [])
         if opcode == "fusion-start":
-            # Its own shape holds operands too.
+            # Its shape includes operands.
             sizes = [shape_bytes(root.shape) for root in _roots(lines)]
         updates = [_update_bytes(root, lines) for root in _roots(lines)]
         if len(updates) == len(sizes):
@@ -273,7 +274,7 @@ def written(instruction: Instruction, program: Program) -> int:
 
 
 def _roots(lines: list[Instruction]) -> list[Instruction]:
-    """The instructions that make a fusion's results."""
+    """Returns the instructions that compute a fusion's results."""
     by_name = {i.name: i for i in lines}
     root = next((i for i in lines if i.root), None)
     if root is None:
@@ -282,7 +283,7 @@ def _roots(lines: list[Instruction]) -> list[Instruction]:
 
 
 def _update_bytes(root: Instruction, lines: list[Instruction]) -> int | None:
-    """Bytes that a `dynamic-update-slice` changes; None for other instructions."""
+    """Returns the bytes that a `dynamic-update-slice` writes; None for other instructions."""
     if root.opcode != "dynamic-update-slice":
         return None
     shapes = {i.name: i.shape for i in lines}
@@ -291,7 +292,7 @@ def _update_bytes(root: Instruction, lines: list[Instruction]) -> int | None:
 
 
 def flops(text: str) -> int:
-    """Returns the operations of a program's text, two for a multiply-add, every loop's body as often as it runs."""
+    """Returns the operations of a program, two per multiply-add, with loop bodies once per iteration."""
     program, entry = parse(text)
     times = repetitions(program, entry)
     total = 0
@@ -304,7 +305,7 @@ def flops(text: str) -> int:
 
 
 def instruction_flops(instruction: Instruction, shapes: dict[str, str]) -> int:
-    """Returns the operations of one instruction, given its computation's printed shapes; 0 where it is no product."""
+    """Returns the operations of an instruction, given the printed shapes of its computation; 0 if not a product."""
     count = {"dot": _dot, "convolution": _convolution, "custom-call": _cublas}.get(instruction.opcode)
     if count is None:
         return 0
@@ -319,7 +320,7 @@ def _dot(instruction: Instruction, lhs: list[int], rhs: list[int]) -> int:
 
 
 def _cublas(instruction: Instruction, lhs: list[int], rhs: list[int]) -> int:
-    """A product that cuBLAS computes; its result may be followed by scratch memory, in a tuple."""
+    """Operations of a cuBLAS call; its result may be a tuple with scratch memory."""
     if 'custom_call_target="__cublas$' not in instruction.rest:
         return 0
     found = re.search(r'"lhs_contracting_dimensions":(\[[^\]]*\])', instruction.rest)
@@ -328,7 +329,7 @@ def _cublas(instruction: Instruction, lhs: list[int], rhs: list[int]) -> int:
 
 
 def _convolution(instruction: Instruction, lhs: list[int], rhs: list[int]) -> int:
-    """A product as a convolution, whose batch axes the TPU compiler writes as spatial ones full of holes."""
+    """Operations of a product as a convolution; the TPU compiler encodes batch axes as dilated spatial axes."""
     found = re.search(r"\bdim_labels=(\w+)_(\w+)->(\w+)", instruction.rest)
     if not found:
         return 0
@@ -342,7 +343,7 @@ def _convolution(instruction: Instruction, lhs: list[int], rhs: list[int]) -> in
 
 
 def _windows(instruction: Instruction, axes: int) -> list[dict]:
-    """The window along each spatial axis, as `meetings` takes it."""
+    """Returns the window along each spatial axis, as arguments of `meetings`."""
     found = re.search(r"\bwindow=\{([^}]*)\}", instruction.rest)
     given = dict(part.split("=") for part in found[1].split()) if found else {}
     windows = [dict(_WINDOW) for _ in range(axes)]
@@ -355,7 +356,7 @@ def _windows(instruction: Instruction, axes: int) -> list[dict]:
 def meetings(
     length: int, results: int, size: int, stride: int, pad: tuple[int, int], lhs_dilate: int, rhs_dilate: int
 ) -> int:
-    """Returns how many pairs of a result and a place of the window meet a true input, neither padding nor a hole."""
+    """Returns the number of (result, window offset) pairs that read an input, not padding or a dilation hole."""
     end = (length - 1) * lhs_dilate
     return sum(
         0 <= place <= end and place % lhs_dilate == 0

@@ -1,7 +1,7 @@
-"""Kernels of a program compiled for a GPU, and the time that they take one after the other at given rates.
+"""Kernels of a compiled GPU program, and their total time at given rates.
 
-A GPU's program is a row of kernels, each bound by arithmetic or by memory: the sum of the larger of both is nearer to
-the truth than the larger of both sums, which a TPU with its copies ahead may reach.
+GPU kernels run one after the other, each bound by compute or memory. So the sum of each kernel's larger time is a
+better estimate than the larger of both sums, which a TPU with prefetching may reach.
 """
 
 import dataclasses
@@ -15,13 +15,13 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One launch, or a library's call.
+    """A kernel launch or library call.
 
     Attributes:
-      name: the path of the operation in the traced function.
-      runs: how often it runs in a step.
+      name: path of the operation in the traced function.
+      runs: runs per step.
       flops: operations of its matrix products.
-      moved_bytes: read and written, if no cache holds what another kernel has left there.
+      moved_bytes: bytes read and written, without cache hits between kernels.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Kernel:
 
 
 def kernels(text: str) -> list[Kernel]:
-    """Reads a compiled program's text (`compiled.as_text()`)."""
+    """Returns the kernels of a compiled program's text (`compiled.as_text()`)."""
     program, entry = hlo.parse(text)
     runs = hlo.repetitions(program, entry)
     inside = {name for lines in program.values() for i in lines if i.opcode in hlo.FUSIONS for name in hlo.called(i)}
@@ -45,18 +45,18 @@ def kernels(text: str) -> list[Kernel]:
 
 
 def seconds(found: list[Kernel], flops_rate: float, memory_rate: float, launch: float) -> float:
-    """Returns the time of all kernels, one after the other.
+    """Returns the total time of all kernels, in seconds.
 
     Args:
-      found: of a step.
-      flops_rate: operations a second.
-      memory_rate: bytes a second.
-      launch: seconds that each takes beside.
+      found: kernels of a step.
+      flops_rate: operations per second.
+      memory_rate: bytes per second.
+      launch: overhead per kernel, in seconds.
     """
     return sum(k.runs * (launch + max(k.flops / flops_rate, k.moved_bytes / memory_rate)) for k in found)
 
 
-# What the kernels of large programs reach of the two peaks, and what starting one costs inside of a CUDA graph.
+# Shares of the two peaks that kernels of large programs reach, and the launch overhead in a CUDA graph, in seconds.
 _SHARE_OF_FLOPS, _SHARE_OF_MEMORY, _LAUNCH = 0.6, 0.83, 1.5e-6
 ASSUMPTIONS = (
     "kernels one after the other, each bound by its products or by its memory: lower bound at the card's peak rates, "
@@ -66,17 +66,17 @@ ASSUMPTIONS = (
 
 
 def estimate(text: str, flops: float, peak_flops: float, peak_memory: float) -> dict[str, object]:
-    """Bounds of the time of a step on one GPU: a model estimate, not a measurement.
+    """Estimates bounds of a step's time on one GPU; not a measurement.
 
     Args:
-      text: of the compiled program.
-      flops: operations that the result needs (`hybrid_jax.models.flops`).
-      peak_flops: bfloat16 operations a second of the card.
-      peak_memory: its bytes a second.
+      text: text of the compiled program.
+      flops: operations without recomputation (`hybrid_jax.models.flops`).
+      peak_flops: bfloat16 operations per second of the GPU.
+      peak_memory: memory bandwidth, in bytes per second.
 
     Returns:
-      {`label`, `step_seconds` (lower, upper), `mfu` (at the lower, at the upper), `kernels` a step, `bound_by`,
-      `assumptions`}.
+      {`label`, `step_seconds` (lower, upper), `mfu` (at the lower, at the upper bound), `kernels` per step,
+      `bound_by`, `assumptions`}.
     """
     found = kernels(text)
     high_rates = _SHARE_OF_FLOPS * peak_flops, _SHARE_OF_MEMORY * peak_memory
@@ -111,7 +111,7 @@ def _kernel(instruction: Instruction, shapes: dict[str, str], program: Program, 
 
 
 def _used_bytes(parameter: Instruction, body: list[Instruction]) -> int:
-    """Bytes that a fusion reads of a parameter: of a look-up what is found, of an update in place nothing."""
+    """Returns the bytes of a parameter that a fusion reads: the slices of a look-up, none for an in-place update."""
     used = 0
     for user in body:
         names = hlo.operands(user)

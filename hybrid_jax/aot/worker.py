@@ -1,7 +1,7 @@
-"""The process that compiles a train step for a topology: `python -m hybrid_jax.aot.worker REQUEST ANSWER`.
+"""Worker process that compiles a train step for a topology: `python -m hybrid_jax.aot.worker REQUEST ANSWER`.
 
-Its own process, because the TPU compiler ends it on some inputs, and because its environment must be set
-before JAX is imported. REQUEST and ANSWER are JSON files, written and read by `hybrid_jax.aot.compile`.
+A separate process, because the TPU compiler crashes on some inputs, and because its environment must be set
+before JAX is imported. `hybrid_jax.aot.compile` writes the JSON file REQUEST and reads ANSWER.
 """
 
 import importlib.metadata
@@ -26,11 +26,11 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def out_of_memory(message: str) -> tuple[int, int] | None:
-    """Reads the TPU compiler's out-of-memory error.
+    """Parses the TPU compiler's out-of-memory error.
 
     Returns:
-      (needed, available) bytes of one device's HBM, arguments and results included (they are, though the message
-      speaks of temporaries); None for any other error.
+      (needed, available) bytes of one device's HBM, including arguments and results (although the message only
+      mentions temporaries); None for any other error.
     """
     size = r"\(?([\d.]+)([KMGT]?)\)?"
     patterns = (rf"HLO temporaries {size} exceeds available HBM {size}", rf"Used {size} of {size} hbm")
@@ -42,10 +42,10 @@ def out_of_memory(message: str) -> tuple[int, int] | None:
 
 
 def topology_devices(generation: str, shape: list[int], slices: int) -> list[Any]:
-    """Returns the devices of a topology that is not here.
+    """Returns device descriptions of a topology, which need not be present.
 
     Raises:
-      UserError: the TPU compiler knows no such topology.
+      UserError: the TPU compiler does not support the topology.
     """
     if generation in hardware.GPUS:
         hosts, each = shape
@@ -56,17 +56,17 @@ def topology_devices(generation: str, shape: list[int], slices: int) -> list[Any
     if math.prod(shape) == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
     if generation == "v4":
-        # One device for both cores of a chip, as Cloud TPU shows it.
+        # One device for both cores of a chip, as on Cloud TPU.
         options["chip_config_name"] = "megacore"
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
-        raise UserError(f"--topology={name}: the TPU compiler refuses it: {reason}") from error
+        raise UserError(f"--topology={name}: not supported by the TPU compiler ({reason})") from error
 
 
 def argument_bytes(arguments) -> int:
-    """Returns the bytes, without padding, that one device holds of a tree of `jax.ShapeDtypeStruct` with shardings."""
+    """Returns the bytes per device, without padding, of a tree of `jax.ShapeDtypeStruct` with shardings."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(arguments))
 
 
@@ -77,7 +77,7 @@ def compile_step(request: dict[str, Any]) -> dict[str, Any]:
       request: `config` (as `config.json`), `generation`, `shape`, `slices`.
 
     Returns:
-      The answer: what `compile.json` holds, but for the verdict in words.
+      The content of `compile.json` without the verdict.
 
     Raises:
       UserError: the mesh or the batch does not fit the topology.
@@ -115,14 +115,14 @@ def _compilers(generation: str) -> dict[str, str]:
 
 
 def attention_form(text: str) -> str:
-    """Returns by the compiled program's text which form of attention it holds (`models.attention`), a kernel first."""
+    """Returns the attention implementation in a compiled program's text (`models.attention`), kernels first."""
     calls = {"splash": 'custom_call_target="tpu_custom_call"', "cudnn": 'custom_call_target="__cudnn$fmha'}
     return next((name for name, call in calls.items() if call in text), "plain")
 
 
 def memory(stats) -> dict[str, Any]:
-    """Returns what `compile.json` holds of a compiled program's `memory_analysis()`, in bytes of one device."""
-    # The compiler's own peak was seen at two thirds of this sum; the larger is the safer.
+    """Returns the fields of `compile.json` from a compiled program's `memory_analysis()`, in bytes per device."""
+    # The compiler's own peak was observed at two thirds of this sum; use the larger.
     held = stats.argument_size_in_bytes + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
     held += stats.output_size_in_bytes - stats.alias_size_in_bytes
     return {
@@ -141,7 +141,7 @@ def _traffic(config, generation: str, devices: int, text: str) -> dict[str, Any]
     found = hlo.count(text) | {"attention": attention_form(text), "compiled_flops_per_device": hlo.flops(text)}
     if generation in hardware.GPUS:
         gpu = hardware.GPUS[generation]
-        # What several cards say to each other has no rate here.
+        # Communication between GPUs is not modelled.
         alone = kernels.estimate(text, flops.total(config), gpu.flops, gpu.memory_rate) if devices == 1 else None
         return found | {"estimate": alone}
     parts = flops.train_step(config)
@@ -155,7 +155,7 @@ def _traffic(config, generation: str, devices: int, text: str) -> dict[str, Any]
 
 
 def main(request: str, answer: str) -> None:
-    """Reads REQUEST, compiles, writes ANSWER; a user's mistake is an answer too."""
+    """Reads REQUEST, compiles, writes ANSWER, which may hold a user error."""
     try:
         result = compile_step(json.loads(pathlib.Path(request).read_text(encoding="utf-8")))
     except UserError as error:

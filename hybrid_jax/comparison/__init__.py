@@ -1,1 +1,1 @@
-"""Is the hybrid's claim true? Arms, runs, measurements, statistics, verdicts and the report of a comparison."""
+"""Comparison of the hybrid with its two arms: runs, measurements, statistics, verdicts and a report."""

@@ -1,7 +1,7 @@
-"""The arms of a comparison: what each trains with, and what is tried when it is tuned.
+"""The arms of a comparison: their configs and the settings tried in tuning.
 
-All arms start from one config of the hybrid, so that data, order, augmentation and, seed by seed, the initial values of
-shared modules are the same. `name@flops` trains the arm `name` for as many steps as the hybrid's computation pays for.
+All arms start from the config of the hybrid, so that for each seed data, order, augmentation and the initial values of
+shared modules are the same. `name@flops` trains the arm `name` for the total FLOPs of the hybrid.
 """
 
 import ast
@@ -31,10 +31,10 @@ class Arm:
     """One arm.
 
     Attributes:
-      name: as `--arms` has it, without overrides.
-      base: `generative`, `contrastive` or `hybrid`, whose tuning it uses.
-      overrides: {field: value} beside the base's.
-      at_flops: whether it trains for the hybrid's computation rather than for its steps.
+      name: as in `--arms`, without overrides.
+      base: `generative`, `contrastive` or `hybrid`, the arm whose tuning it uses.
+      overrides: {field: value}, applied to the config of the base.
+      at_flops: whether it trains for the total FLOPs of the hybrid instead of its number of steps.
     """
 
     name: str
@@ -54,7 +54,7 @@ def parse(text: str) -> list[Arm]:
     names = [arm.name for arm in arms]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"--arms={text}: {name!r} is there {names.count(name)} times, must be there once")
+            raise UserError(f"--arms={text}: {name!r} is given {names.count(name)} times, must be given once")
     return arms
 
 
@@ -95,7 +95,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """Reads `--seeds`: whole numbers separated by commas.
 
     Raises:
-      UserError: something else, a repeated seed, or the seed that tuning uses.
+      UserError: anything else, a repeated seed, or the seed used by tuning.
     """
     parts = [part.strip() for part in text.split(",")]
     seeds = tuple(int(part) for part in parts if re.fullmatch(r"[0-9]{1,9}", part))
@@ -109,13 +109,13 @@ def config_of(arm: Arm, base: ml_collections.ConfigDict, tuned: Overrides, seed:
 
     Args:
       arm: the arm.
-      base: of the hybrid.
+      base: the config of the hybrid.
       tuned: {field: value} that tuning chose for the arm's base.
-      seed: of the run.
+      seed: the seed of the run.
     """
     config = base.copy_and_resolve_references()
     with config.unlocked():
-        # The comparison measures by itself, and a look at the gradients costs as much as steps.
+        # The comparison evaluates by itself, and logging gradients costs as much as steps.
         config.eval.every_steps, config.log.gradients, config.seed = -1, False, seed
         config.eval.anomaly.num_images = 0
     set_fields(config, tuned | ({_PURE[arm.base]: 0.0} if arm.base in _PURE else {}) | arm.overrides)
@@ -130,12 +130,12 @@ def trials(arm: Arm, base: ml_collections.ConfigDict, of_generative: Overrides) 
     """Returns the settings that tuning tries for an arm, the config's own first.
 
     The pure arms try learning rate and weight decay. The hybrid takes these from the generative arm, whose loss it has
-    at full weight, and spends its own share on the contrastive weight.
+    at full weight, and tries contrastive weights.
 
     Args:
-      arm: whose tries these are.
-      base: of the hybrid.
-      of_generative: what tuning chose for the generative arm; empty where that is not compared.
+      arm: the arm to tune.
+      base: the config of the hybrid.
+      of_generative: {field: value} chosen for the generative arm; empty if that is not compared.
     """
     count = base.compare.trials
     if arm.base == HYBRID:
@@ -156,10 +156,10 @@ def trial_config(arm: Arm, base: ml_collections.ConfigDict, settings: Overrides)
 
 
 def check(base: ml_collections.ConfigDict, arms: list[Arm]) -> None:
-    """Raises UserError where the config is not a hybrid's, or one of the arms has a config that is not allowed."""
+    """Raises UserError if the config is not a hybrid's or the config of an arm is invalid."""
     for field in _PURE.values():
         if base.objective[field.removeprefix("objective.")] == 0:
-            raise UserError(f"config.{field}=0: must be above 0, a comparison starts from the hybrid's config")
+            raise UserError(f"config.{field}=0: must be above 0, since a comparison starts from the hybrid's config")
     for arm in arms:
         config_of(arm, base, {}, 0)
 

@@ -1,8 +1,8 @@
-"""The claims, and what the runs say of each: supported, not supported, undecided, or premise not reproduced.
+"""The claims and their verdicts: supported, not supported, undecided, or premise not reproduced.
 
 C1: the hybrid is as discriminative as the contrastive arm. C2: it is as robust out of distribution as the generative
-arm, by three metrics that must all agree. C3: its likelihood costs no more than 2 %. A premise says that there is
-something to keep: that the contrastive arm is the more discriminative one, the generative arm the more robust one.
+arm, by three metrics that must all agree. C3: its likelihood is at most 2 % worse. A premise states the advantage that
+the hybrid is to keep: the contrastive arm is more discriminative, the generative arm more robust.
 
 Dimensions: S seeds, n images, m outliers.
 """
@@ -33,11 +33,11 @@ class Claim:
     """One comparison of the hybrid with a pure arm, where the hybrid must not be worse by more than a margin.
 
     Attributes:
-      name: of the claim.
-      metric: what is compared.
+      name: name of the claim.
+      metric: the metric compared.
       margin: in the metric's unit.
       reference: the pure arm.
-      other: the arm that the reference must beat, or there is nothing to keep.
+      other: the arm that the reference must beat; otherwise there is no advantage to keep.
     """
 
     name: str
@@ -56,15 +56,15 @@ CLAIMS = (
 
 
 def judge(runs: dict[str, Runs], hybrids: list[str]) -> list[dict]:
-    """Judges every hybrid by equal steps and, where those arms were trained, by equal FLOPs.
+    """Judges every hybrid at equal steps and, if those arms were trained, at equal FLOPs.
 
     Args:
-      runs: {arm: one `Measured` a seed, the same seeds in the same order for every arm}.
+      runs: {arm: one `Measured` per seed, the same seeds in the same order for every arm}.
       hybrids: the arms that are judged.
 
     Returns:
       Rows `claim, arm, table, metric, estimate, lower, upper, margin, verdict, premise`; C2 as a whole and the verdict
-      on all three have no estimate. Unbounded limits are None. Empty where a pure arm is missing.
+      on all three claims have no estimate. Infinite bounds are None. Empty if a pure arm is missing.
     """
     rows: list[dict] = []
     for arm in hybrids:
@@ -130,7 +130,7 @@ def _verdict(claim: str, verdict: str) -> dict:
 
 
 def _all_of(verdicts: list[str]) -> str:
-    """One that is not supported decides; then a missing premise; then doubt."""
+    """Combines verdicts: one `not supported` decides, then a premise not reproduced, then one undecided."""
     for decisive in (statistics.NOT_SUPPORTED, statistics.NOT_REPRODUCED, statistics.UNDECIDED):
         if decisive in verdicts:
             return decisive
@@ -138,7 +138,7 @@ def _all_of(verdicts: list[str]) -> str:
 
 
 def _noted(row: dict, rows: list[dict]) -> dict:
-    """Says of a verdict that is true by equal steps alone that it is."""
+    """Adds a note to a verdict that holds under equal steps but not under equal FLOPs."""
     same = [r for r in rows if (r["arm"], r["claim"]) == (row["arm"], row["claim"]) and r["table"] == EQUAL_FLOPS]
     good = (statistics.SUPPORTED, HOLDS)
     only = row["table"] == EQUAL_STEPS and row["verdict"] in good and same and same[0]["verdict"] not in good

@@ -1,12 +1,12 @@
-"""What a comparison measures of one trained arm, image by image.
+"""The measurements of one trained arm in a comparison, with results per image.
 
 The metrics are those of the evaluators of the same names, on the same images for every arm and seed:
 
-- `linear_probe_accuracy` (protocol linear-probe-v1): layers, or the last four side by side, and among the masks that
-  were trained the mask, by validation accuracy;
+- `linear_probe_accuracy` (protocol linear-probe-v1): the layer, or the last four concatenated, and the attention mask,
+  one that was trained, are chosen by validation accuracy;
 - `corruption_accuracy` and `corruption_share_retained` (the protocol of evaluator `corruptions`): the default layer;
 - `ood_auroc` (ood-v1): mean over pairs of the Mahalanobis distance on the default layer, a score all arms have;
-- `bits_per_dim`, of palette tokens `nats_per_token` (likelihood-v1).
+- `bits_per_dim`, or `nats_per_token` for palette tokens (likelihood-v1).
 
 Dimensions: n test images, m outliers.
 """
@@ -25,7 +25,7 @@ from hybrid_jax.evaluators.features import FeatureStore, raw_pixels
 from hybrid_jax.inference.model import Model
 from hybrid_jax.models.tokens import TokenSpec
 
-# Everybody is asked about the same outliers, whatever seed the run has.
+# The same outliers for every run, whatever its seed.
 OUTLIER_SEED = 0
 INLIERS = "test images"
 PROTOCOLS = (linear_probe.PROTOCOL, corruptions.PROTOCOL, ood.PROTOCOL, likelihood.PROTOCOL)
@@ -34,20 +34,20 @@ Predict = Callable[[np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What was found.
+    """The measurements of a run.
 
     Attributes:
       metrics: rows of `metric`, `value`, `n`, `protocol` and more.
-      per_image: {name: array}: `linear_probe_accuracy` (n,) uint8 whether right; `corruption_accuracy` (n,) float32
-        share of the corruptions under which right; `corruption_clean` (n,) uint8; the likelihood's metric (n,) float32;
-        `ood/<outliers>` and `ood/test images` (m,) ranks of the scores, which compare as these do.
+      per_image: {name: array}: `linear_probe_accuracy` (n,) uint8, whether correct; `corruption_accuracy` (n,) float32,
+        share of the corruptions under which correct; `corruption_clean` (n,) uint8, whether correct uncorrupted; the
+        metric of the likelihood (n,) float32; `ood/<outliers>` and `ood/test images` (m,), ranks of the scores.
     """
 
     metrics: list[dict]
     per_image: dict[str, np.ndarray]
 
     def value(self, metric: str) -> float:
-        """Returns the value of a metric; raises KeyError where it was not measured."""
+        """Returns the value of a metric; raises KeyError if it was not measured."""
         return {row["metric"]: row["value"] for row in self.metrics}[metric]
 
 
@@ -56,14 +56,14 @@ def check(data) -> None:
     for name in ("train", "validation", "test"):
         split = getattr(data, name)
         if split is None or not len(split.images) or split.labels is None:
-            raise UserError(f"config.data.name={data.name!r}: a comparison needs a labelled {name} split, it has none")
+            raise UserError(f"config.data.name={data.name!r}: a comparison needs a labelled {name} split")
 
 
 def measure(model: Model, data, config) -> Measured:
-    """Measures one run on the test split; the validation split chooses.
+    """Measures one run on the test split; layers and C are chosen on the validation split.
 
     Args:
-      model: of the run's last checkpoint.
+      model: the run's last checkpoint.
       data: in memory, with labelled `train`, `validation` and `test`.
       config: resolved; its `eval` section is read.
     """
@@ -79,13 +79,13 @@ def measure(model: Model, data, config) -> Measured:
 
 
 def floors(spec: TokenSpec, palette, data, config) -> Measured:
-    """Measures what needs no model: raw pixels, and a histogram of every position as the likelihood.
+    """Measures the floors: raw pixels, and a histogram of every position for the likelihood.
 
     Args:
       spec: how images become tokens.
-      palette: of the palette kind, else None.
+      palette: the palette of palette tokens, else None.
       data: as in `measure`.
-      config: likewise.
+      config: as in `measure`.
     """
     labels, settings, test = linear_probe.split_labels(data), config.eval.linear_probe, data.test.images
     fitted = linear_probe.of_pixels(FeatureStore(None, data), labels, settings)
@@ -103,7 +103,7 @@ def floors(spec: TokenSpec, palette, data, config) -> Measured:
 
 
 def validated(model: Model, data, config) -> dict[str, float]:
-    """Returns what a try is chosen by, of the validation split: probe accuracy, and the likelihood where there is one.
+    """Returns the validation metrics that tuning chooses by: probe accuracy and, if there is one, likelihood.
 
     The probe reads the default layer of at most 5,000 training images; the test split is not read.
     """
@@ -163,7 +163,7 @@ def _views(features: FeatureStore) -> dict[str, FeatureStore]:
 
 def _options(store: FeatureStore, first: bool) -> list[tuple[str, ...]]:
     names = list(store.layers("train"))
-    # Of the second mask only what differs: decoders read causally encoded patches under either.
+    # Encoder layers only for the second mask: decoders read causally encoded patches under either.
     single = [name for name in names if first or name.startswith("encoder")]
     four = tuple(linear_probe.last_four(names))
     return [(name,) for name in single] + [four] * (len(four) > 1)

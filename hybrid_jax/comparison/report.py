@@ -1,153 +1,146 @@
-"""The report of a comparison: one page for a reader who knows neither the method nor this package."""
-
-import html
+"""The report of a comparison: one page that presumes no knowledge of the method or the package."""
 
 from hybrid_jax.comparison import figures, statistics, table
 from hybrid_jax.comparison.claims import ALL, EQUAL_FLOPS, EQUAL_STEPS, HOLDS, WHOLE
-from hybrid_jax.report import page as report_page
+from hybrid_jax.report import page as html_page
+from hybrid_jax.report.page import Section, cell, figure, grid, paragraph
 
-_CLASSES = {statistics.SUPPORTED: "good", HOLDS: "good", statistics.NOT_SUPPORTED: "bad"}
-_ANSWERS = {
-    HOLDS: "Here it is: all three claims are supported.",
-    statistics.NOT_SUPPORTED: "Here it is not: at least one of the claims is contradicted.",
-    statistics.NOT_REPRODUCED: "Here this cannot be answered: a specialist does not have the lead that would be kept.",
-    statistics.UNDECIDED: "These runs cannot decide: seeds and test images leave too much room.",
+_TONES = {statistics.SUPPORTED: "good", HOLDS: "good", statistics.NOT_SUPPORTED: "bad"}
+_CLAIMS = (
+    "The claims: one network trained with both losses is as discriminative as contrastive learning, as robust as "
+    "generative pre-training, and as good a model of the images. "
+)
+_OUTCOMES = {
+    HOLDS: "These runs support all three.",
+    statistics.NOT_SUPPORTED: "These runs contradict at least one.",
+    statistics.NOT_REPRODUCED: "These runs cannot decide: one of the pure arms lacks the advantage that the hybrid is "
+    "supposed to keep.",
+    statistics.UNDECIDED: "These runs are undecided: the differences are too small for this many seeds and test "
+    "images.",
 }
 _ARMS = (
-    "<p>A network can learn from images without labels in two ways. A <b>contrastive</b> one learns to recognise two "
-    "altered copies of an image as the same; its features tell kinds of things apart well. A <b>generative</b> one "
-    "learns to predict every pixel from those before; it knows how likely an image is, and its features are said to "
-    "bear disturbance better. The <b>hybrid</b> is one network trained with both losses at once (Kim, Kim and Lee "
-    "2021, arXiv 2106.06162). The claim is that nothing is lost: it is as discriminative as the first, as robust as "
-    "the second, and its likelihood costs no more than 2 %.</p>"
-    "<p>All three arms are the same network, trained here on the same images in the same order from the same initial "
-    "values, seed by seed. Then their weights are frozen and the same test images are put to them.</p>"
+    "<p>A network can learn from images without labels in two ways. <b>Contrastive</b> learning trains it to recognise "
+    "two altered copies of an image as the same; its features separate kinds of objects well. <b>Generative</b> "
+    "pre-training trains it to predict every pixel from those before; it gives the likelihood of an image, and its "
+    "features are said to be more robust. The <b>hybrid</b> is one network trained with both losses at once (Kim, Kim "
+    "and Lee 2021, arXiv 2106.06162). The claim is that nothing is lost: it is as discriminative as the first, as "
+    "robust as the second, and its likelihood is at most 2% worse.</p>"
+    "<p>All arms have the same architecture. For each seed they are trained on the same images in the same order from "
+    "the same initial values; then the weights are frozen and all arms are evaluated on the same test images.</p>"
 )
 _METRICS = (
-    "<ul><li><b>linear probe</b>: share of test images that a linear classifier of the frozen features names rightly; "
-    "layers and mask were chosen on validation images.</li>"
-    "<li><b>corrupted</b>: the same for disturbed images (noise, blur, weather, compression); the classifier has seen "
-    "clean ones only. <b>retained</b>: that accuracy over the accuracy on the same images clean.</li>"
-    "<li><b>outliers</b>: chance that an image of another kind lies further from the training images' features than a "
-    "test image does (AUROC, mean over kinds); 50 % is a coin's.</li>"
-    "<li><b>bits/dim</b>: what it would take to store a pixel value with the model; lower is better.</li></ul>"
+    "<ul><li><b>linear probe</b>: accuracy of a linear classifier of the frozen features on test images; layers and "
+    "attention mask were chosen on validation images.</li>"
+    "<li><b>corrupted</b>: the same for corrupted images (noise, blur, weather, compression); the classifier is "
+    "trained on clean images only. <b>retained</b>: that accuracy divided by the accuracy on the same images without "
+    "corruption.</li>"
+    "<li><b>outliers</b>: probability that an image of another kind lies further from the training images in feature "
+    "space than a test image does (AUROC, mean over kinds); 50% is chance.</li>"
+    "<li><b>bits/dim</b>: negative log-likelihood per pixel value, in bits; lower is better.</li></ul>"
 )
+_ABOUT = {
+    EQUAL_STEPS: "Every arm is trained for the same number of steps on the same images: the primary comparison.",
+    EQUAL_FLOPS: "Here the pure arms are trained longer, until they have used as much computation as the hybrid needs "
+    "for its two losses: the choice of a user with a fixed budget.",
+}
 
 
 def page(result: dict, data) -> str:
-    """Returns the HTML of what `compare.json` holds; `data` says how many images there were."""
+    """Returns the HTML page of the content of `compare.json` and the data set compared on."""
     where = {"embedded": "the embedded Fashion-MNIST subset"}.get(data.name, data.name)
-    title = f"Can one network do both? Hybrid pre-training on {where}"
-    counts = f"{len(data.train.images):,} training, {len(data.test.images):,} test images"
+    counts = f"{len(data.train.images):,} training images, {len(data.test.images):,} test images"
     seeds = f"{len(result['seeds'])} seed" + "s" * (len(result["seeds"]) > 1)
-    facts = f"{counts}; {len(result['arms'])} arms, {seeds}."
-    body = [
-        f"<h1>{html.escape(title)}</h1>",
-        f'<p class="lead">{html.escape(lead(result))}</p>',
-        f'<p class="facts">{html.escape(facts)}</p>',
-        report_page.section("The question", _ARMS),
-    ]
+    head = paragraph(lead(result), "lead")
+    head += paragraph(f"{counts}; {len(result['arms'])} arms, {seeds}.", "facts")
     judged = list(dict.fromkeys(row["arm"] for row in result["claims"]))
-    for kind in (EQUAL_STEPS, EQUAL_FLOPS):
-        rows = [row for row in result["claims"] if (row["arm"], row["table"]) == (judged[0], kind)]
-        if rows:
-            shown = _verdicts(rows) + report_page.captioned(*figures.claims(rows))
-            body.append(report_page.section(f"Verdicts on {judged[0]}: {kind}", _about(kind) + shown))
-    if len(judged) > 1:
-        body.append(report_page.section("Other hybrids", _others(result["claims"], judged[1:])))
-    measured = _METRICS + _measured(result) + report_page.captioned(*figures.runs(result))
-    body.append(report_page.section("What was measured", measured))
-    body.append(report_page.section("Outliers by kind", report_page.captioned(*figures.pairs(result))))
     curve = figures.trade_off(result)
-    if curve:
-        body.append(report_page.section("Discrimination against likelihood", report_page.captioned(*curve)))
-    body.append(report_page.section("How it was judged", _judged(result)))
-    return report_page.page(title, body)
+    sections: list[Section] = [
+        ("Background", _ARMS),
+        *_verdict_sections(result["claims"], judged[:1]),
+        *([("Verdicts on other hybrids", _others(result["claims"], judged[1:]))] if judged[1:] else []),
+        ("Measurements", _METRICS + _measured(result) + _runs(result)),
+        ("Outliers by kind", figure(*figures.pairs(result), beside=True)),
+        *([("Discrimination against likelihood", figure(*curve, beside=True))] if curve else []),
+        ("Method", _method(result)),
+    ]
+    return html_page.page(f"Hybrid, generative and contrastive pre-training on {where}", head, sections)
 
 
 def lead(result: dict) -> str:
-    """Returns the answer in two sentences."""
+    """Returns the claims and their outcome in two sentences."""
     whole = [row for row in result["claims"] if (row["claim"], row["table"]) == (ALL, EQUAL_STEPS)]
     if not whole:
-        return "No claim is judged: that takes the arms generative, contrastive and a hybrid."
-    question = "Is one network trained with both losses as discriminative as contrastive learning, as robust as "
-    question += "generative pre-training, and as good a model of the images? "
-    note = " At equal computation the verdict is another; see below." if whole[0].get("note") else ""
-    return question + _ANSWERS[whole[0]["verdict"]] + note
+        return "No claim is judged: that needs the arms generative, contrastive and a hybrid."
+    note = " At equal computation the verdict differs, see below." if whole[0].get("note") else ""
+    return _CLAIMS + _OUTCOMES[whole[0]["verdict"]] + note
 
 
-def _about(kind: str) -> str:
-    if kind == EQUAL_STEPS:
-        return "<p>Every arm trained for the same number of steps on the same images: the primary comparison.</p>"
-    return (
-        "<p>Here the specialists trained longer, until they had used the computation that the hybrid needs for two "
-        "losses: what a user with one budget would choose between.</p>"
-    )
+def _verdict_sections(claims: list[dict], arms: list[str]) -> list[Section]:
+    heads = ("claim", "hybrid minus reference", "95% bounds", "margin", "premise", "verdict")
+    found = []
+    for arm in arms:
+        for kind, about in _ABOUT.items():
+            rows = [row for row in claims if (row["arm"], row["table"]) == (arm, kind)]
+            if rows:
+                shown = html_page.table(heads, [_verdict_row(row) for row in rows])
+                shown += figure(*figures.claims(rows), beside=True)
+                found.append((f"Verdicts on {arm}: {kind}", paragraph(about) + shown))
+    return found
 
 
-def _verdicts(rows: list[dict]) -> str:
-    heads = ("claim", "hybrid less reference", "95 % bounds", "margin", "premise", "verdict")
-    lines = "".join(_verdict(row) for row in rows)
-    head = "".join(f"<th>{name}</th>" for name in heads)
-    return f'<div class="wide"><table><tr>{head}</tr>{lines}</table></div>'
+def _verdict_row(row: dict) -> list[str]:
+    claim = cell("All three" if row["claim"] == ALL else row["claim"], table.SENTENCES[row["claim"]])
+    verdict = cell(row["verdict"], row.get("note", ""), _TONES.get(row["verdict"], ""))
+    if row["estimate"] is None:
+        return [claim, "", "", "", "", verdict]
+    numbers = (*table.difference(row), table.margin(row))
+    premise = table.premise(row)
+    return [claim, *(cell(number, tone="tight") for number in numbers), cell(premise) if premise else "", verdict]
 
 
 def _others(claims: list[dict], arms: list[str]) -> str:
-    """The verdicts on further hybrids, one line each and table."""
-    names = ("C1", WHOLE, "C3", ALL)
+    """The verdicts on further hybrids, one line per hybrid and comparison."""
+    names = {"C1": "C1", WHOLE: WHOLE, "C3": "C3", ALL: "all three"}
     found = {(row["arm"], row["table"], row["claim"]): row["verdict"] for row in claims}
     lines = []
     for arm, kind in dict.fromkeys((row["arm"], row["table"]) for row in claims if row["arm"] in arms):
-        cells = "".join(f'<td class="{_CLASSES.get(v, "")}">{v}</td>' for v in (found[arm, kind, n] for n in names))
-        lines.append(f"<tr><td>{html.escape(arm)}</td><td>{kind}</td>{cells}</tr>")
-    head = "".join(f"<th>{word}</th>" for word in ("arm", "table", "C1", WHOLE, "C3", "all three"))
-    return f'<div class="wide"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
-
-
-def _verdict(row: dict) -> str:
-    name = html.escape(row["claim"] if row["claim"] != ALL else "All three")
-    claim = f"<b>{name}</b><small>{html.escape(table.SENTENCES[row['claim']])}</small>"
-    note = f"<small>{html.escape(row['note'])}</small>" if row.get("note") else ""
-    verdict = f'<td class="{_CLASSES.get(row["verdict"], "")}">{html.escape(row["verdict"])}{note}</td>'
-    if row["estimate"] is None:
-        return f'<tr><td>{claim}</td><td colspan="4"></td>{verdict}</tr>'
-    numbers = (*table.difference(row), table.margin(row))
-    cells = "".join(f"<td>{html.escape(number)}</td>" for number in numbers)
-    return f"<tr><td>{claim}</td>{cells}<td><small>{html.escape(table.premise(row))}</small></td>{verdict}</tr>"
+        verdicts = [found[arm, kind, name] for name in names]
+        lines.append([cell(arm), cell(kind), *(cell(words, tone=_TONES.get(words, "")) for words in verdicts)])
+    return html_page.table(("arm", "comparison", *names.values()), lines)
 
 
 def _measured(result: dict) -> str:
-    found = table.values(result["runs"])
-    floors = {row["metric"]: row["value"] for row in result["floors"]}
-    metrics = [name for name in table.COLUMNS if name in floors]
-    head = "".join(f"<th>{html.escape(word)}</th>" for word in ("arm", *(table.COLUMNS[m] for m in metrics)))
-    lines = []
-    for arm in dict.fromkeys(row["arm"] for row in result["runs"]):
-        cells = [table.cell(m, found[arm, m]) if (arm, m) in found else "none" for m in metrics]
-        lines.append([arm, *cells])
-    lines.append(["raw pixels, histogram", *(table.cell(m, [floors[m]]) for m in metrics)])
-    body = "".join(f"<tr>{''.join(f'<td>{html.escape(word)}</td>' for word in line)}</tr>" for line in lines)
-    note = "Mean ± deviation over seeds; accuracies and AUROC in per cent, on test images."
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div><p class="caption">{note}</p>'
+    heads, *lines = table.measured(result)
+    note = "Mean ± standard deviation over seeds; accuracies and AUROC in per cent, on test images."
+    rows = [[cell(text, tone="tight") for text in line] for line in lines]
+    return html_page.table(heads, rows, stacked=False) + paragraph(note, "note")
 
 
-def _judged(result: dict) -> str:
+def _runs(result: dict) -> str:
+    caption = (
+        "Every run: a dot is one seed, a black bar the mean over seeds, a grey line the floor (raw pixels; for the "
+        "likelihood a histogram of every position). Higher is better except for the likelihood."
+    )
+    return grid(figure(*drawn) for drawn in figures.runs(result)) + paragraph(caption, "caption")
+
+
+def _method(result: dict) -> str:
     tuned = {base: table.settings(chosen) for base, chosen in result["tuned"].items()}
-    told = "; ".join(f"{base}: {chosen or 'the config as it is'}" for base, chosen in tuned.items())
+    settings = "; ".join(f"{base}: {chosen or 'the config unchanged'}" for base, chosen in tuned.items())
     tries, share = result["config"]["compare"]["trials"], result["config"]["compare"]["trial_share"]
     parts = [
-        "A difference is taken seed by seed on the same test images. Its bounds are mean -/+ t(.95, S - 1) "
-        "sqrt(var / S + v): var is the variance over the S seeds, v what the choice of test images adds (for a mean "
-        "its variance over images, else a bootstrap). A claim is supported where the lower bound lies above minus the "
-        "margin, not supported where the upper bound lies below it, else undecided.",
-        f"A claim rests on a premise: {WHOLE} asks that the generative arm be more robust than the contrastive one, "
-        "C1 that the contrastive arm be more discriminative; otherwise there is nothing to keep, and the verdict says "
-        "so.",
-        f"Before, each arm was tuned with {tries} tries of {share:.0%} of the steps, on validation images and a seed "
-        "that is not judged: the pure arms over learning rate and weight decay, the hybrid, which takes these from the "
-        f"generative arm, over the weight of its contrastive loss. Chosen: {told}."
+        "Differences are taken per seed on the same test images. Their bounds are mean ∓ t(.95, S - 1) "
+        "√(var / S + v), where var is the variance over the S seeds and v the variance due to the choice of test "
+        "images (for a mean its variance over images, else a bootstrap). A claim is supported if the lower bound lies "
+        "above minus the margin, not supported if the upper bound lies below it, and undecided otherwise.",
+        f"A claim rests on a premise. {WHOLE} requires that the generative arm is more robust than the contrastive "
+        "arm, C1 that the contrastive arm is more discriminative than the generative arm. Otherwise there is no "
+        "advantage to keep, and the verdict is that the premise is not reproduced.",
+        f"Each arm was tuned first, with {tries} tries of {share:.0%} of the steps, on validation images and with a "
+        "seed that is not judged: the pure arms over learning rate and weight decay, the hybrid, which takes these "
+        f"from the generative arm, over the weight of its contrastive loss. Chosen: {settings}."
         if tries > 1
         else "No arm was tuned: all have the learning rate and weights of the config.",
-        "Other data, sizes or budgets may give other verdicts.",
+        "Other data, model sizes or budgets may lead to other verdicts.",
     ]
-    return "".join(f"<p>{html.escape(part)}</p>" for part in parts)
+    return "".join(map(paragraph, parts))

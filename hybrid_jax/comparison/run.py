@@ -1,8 +1,8 @@
 """Mode `compare`: trains the arms, seed by seed, measures each run and judges the claims.
 
-Every run is written to a JSON file of its own as soon as it is measured: config, measurements, and results image by
-image. The same command continues where it was stopped, and runs made on several machines are judged together by
-putting their files into one folder.
+Every run is written to its own JSON file as soon as it is measured: config, measurements, and results per image. The
+same command continues an interrupted comparison; to judge runs of several machines together, put their files into one
+folder.
 """
 
 import base64
@@ -33,7 +33,7 @@ from hybrid_jax.storage.files import still_writable, writable, write_whole
 from hybrid_jax.train import train_and_evaluate
 
 _TYPES = ("uint8", "uint16", "uint32", "float32")
-# What a result depends on beside the training itself.
+# What a result depends on besides the training.
 _EVAL = ("eval.linear_probe.", "eval.corruptions.", "eval.ood.", "eval.likelihood.", "eval.max_images")
 _TRAINING = ("seed", "data.", "model.", "objective.", "augment.", "train.", "optimizer.")
 _LOCAL = ("data.path", "data.cache", "data.memory_gib", "data.device_gib")
@@ -41,22 +41,22 @@ FLOORS = "floors"
 
 
 def write(path: pathlib.Path, record: dict[str, Any], config: ml_collections.ConfigDict, measured: Measured) -> None:
-    """Writes a run's file, whole or not at all."""
+    """Writes a run's file atomically."""
     packed = {name: _pack(values) for name, values in measured.per_image.items()}
     whole = record | {"metrics": measured.metrics, "config": config.to_dict(), "per_image": packed}
     write_whole(path, json.dumps(whole, indent=1) + "\n")
 
 
 def read(path: pathlib.Path, config: ml_collections.ConfigDict, fingerprint: str) -> dict[str, Any] | None:
-    """Returns a run's record, with `measured` in place of what `write` was given; None where there is no file.
+    """Returns a run's record as passed to `write`, with its measurements as `measured`; None if there is no file.
 
     Args:
       path: of the file.
-      config: that the run must have had.
-      fingerprint: of the data that it must have seen.
+      config: the config that the run must have.
+      fingerprint: that its data must have.
 
     Raises:
-      UserError: the file is damaged, or it is of another config or of other data.
+      UserError: the file is damaged, or was made with another config, other data or another protocol.
     """
     try:
         record = json.loads(path.read_text())
@@ -67,7 +67,7 @@ def read(path: pathlib.Path, config: ml_collections.ConfigDict, fingerprint: str
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, zlib.error) as error:
-        raise UserError(f"{path}: damaged; delete it and the same command measures the run again") from error
+        raise UserError(f"{path}: is damaged; delete it and the same command measures the run again") from error
     after = config_lib.flatten(config)
     for name in config_lib.FIELDS:
         if _matters(name) and before[name] != after[name]:
@@ -76,9 +76,10 @@ def read(path: pathlib.Path, config: ml_collections.ConfigDict, fingerprint: str
     for row in measured.metrics:
         if row.get("protocol") not in (None, *PROTOCOLS):
             again = "delete it and the same command measures the run again"
-            raise UserError(f"{path}: {row['metric']} by {row['protocol']}, now {', '.join(PROTOCOLS)}; {again}")
+            old = f"{row['metric']} was measured by protocol {row['protocol']}"
+            raise UserError(f"{path}: {old}, must be one of {', '.join(PROTOCOLS)}; {again}")
     if not same_data:
-        raise UserError(f"{path}: was made with other data of the name {config.data.name!r}; choose another --workdir")
+        raise UserError(f"{path}: was made with other data named {config.data.name!r}; choose another --workdir")
     return record | {"measured": measured}
 
 
@@ -102,24 +103,24 @@ Log = Callable[[str], None]
 
 
 def compare(config, workdir: str | os.PathLike, seeds: str, arms: str, log: Log = print) -> dict[str, Any]:
-    """Trains what is not trained yet, measures it, judges; writes `compare.json` and `report.html`.
+    """Trains and measures all missing runs and judges the claims; writes `compare.json` and `report.html`.
 
-    Under `workdir`, `runs/<arm>-<seed>.json` holds what was measured of a run, `tries/<arm>-<k>.json` of a tuning run,
-    `training/<name>/` is the workdir of each.
+    Under `workdir`, `runs/<arm>-<seed>.json` holds the measurements of a run, `tries/<arm>-<k>.json` those of a tuning
+    run, and `training/<name>/` is the workdir of each.
 
     Args:
-      config: of the hybrid; `config.compare` says how it is tuned.
+      config: the config of the hybrid; `config.compare` sets the tuning.
       workdir: of the comparison.
       seeds: whole numbers separated by commas.
-      arms: as `comparison.arms.parse` reads them.
+      arms: as read by `comparison.arms.parse`.
       log: takes progress lines.
 
     Returns:
-      What `compare.json` holds.
+      The content of `compare.json`.
 
     Raises:
       UserError: a mistake in the flags, the config, the data or the workdir.
-      Preempted: SIGTERM or SIGINT came; what was finished is kept.
+      Preempted: SIGTERM or SIGINT was received; finished runs are kept.
     """
     config_lib.validate(config)
     chosen, numbers, workdir = arms_lib.parse(arms), arms_lib.parse_seeds(seeds), pathlib.Path(workdir)
@@ -137,12 +138,12 @@ def compare(config, workdir: str | os.PathLike, seeds: str, arms: str, log: Log 
             floors = comparison.floors(chosen[0], numbers[0])
             return _publish(config, workdir, chosen, numbers, tuned, runs, floors, data, log)
     except KeyboardInterrupt:
-        raise Preempted("stopped; what was finished is kept, the same command goes on") from None
+        raise Preempted("stopped; finished runs are kept, the same command continues") from None
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One run to be made: its file, its config, what is asked of the trained model."""
+    """One run: its file, its config, and the measurement of the trained model."""
 
     name: str
     folder: str
@@ -153,19 +154,19 @@ class Task:
 
 
 class Comparison:
-    """What all runs of a comparison share: the hybrid's config, the folder, the data in memory."""
+    """The runs of a comparison, which share the hybrid's config, the folder and the data in memory."""
 
     def __init__(self, config, workdir: pathlib.Path, data, log: Log):
-        """Keeps them."""
+        """Takes the resolved config of the hybrid, the folder, the data and a function for progress lines."""
         self._config, self._workdir, self._data, self._log = config, workdir, data, log
         self._told: set[str] = set()
 
     def tune(self, arms: list[Arm]) -> dict[str, Overrides]:
-        """Returns {base arm: settings} by the validation split, with one seed that no judged run has.
+        """Returns {base arm: settings} chosen on the validation split, with one seed that no judged run has.
 
-        Nothing is tried where `compare.trials` is 1. The generative arm takes the best likelihood and the contrastive
-        one the best probe; the hybrid the best probe among tries whose likelihood costs at most 2 % above the best
-        generative one, or the best likelihood where there is none.
+        If `compare.trials` is 1, nothing is tried. The generative arm takes the best likelihood and the contrastive arm
+        the best probe; the hybrid takes the best probe among tries whose likelihood is at most 2 % above the best
+        generative one, or the best likelihood if there is no such try.
         """
         wanted = {arm.base for arm in arms}
         order = [b for b in (arms_lib.GENERATIVE, arms_lib.CONTRASTIVE, arms_lib.HYBRID) if b in wanted]
@@ -179,18 +180,18 @@ class Comparison:
             chosen = _choose(base, tries, best)
             best = _likelihood(chosen) if base == arms_lib.GENERATIVE else best
             tuned[base] = chosen["settings"]
-            self._log(f"{base}: takes {table.settings(chosen['settings'])}")
+            self._log(f"{base}: chose {table.settings(chosen['settings'])}")
         return tuned
 
     def run(self, arms: list[Arm], seeds: tuple[int, ...], tuned: dict[str, Overrides]) -> dict[str, list[Measured]]:
-        """Returns {arm: what was measured of each seed}."""
-        # Seed by seed, so that a comparison that is stopped can judge the seeds that it has.
+        """Returns {arm: measurements of each seed}."""
+        # Seed by seed, so that an interrupted comparison has complete seeds.
         tasks = [self._run(arm, seed, tuned) for seed in seeds for arm in arms]
         found = self._do(tasks, "run")
         return {arm.name: [r["measured"] for r in found if r["arm"] == arm.name] for arm in arms}
 
     def floors(self, arm: Arm, seed: int) -> Measured:
-        """Returns what raw pixels and histograms reach on the same images."""
+        """Returns the measurements of raw pixels and histograms on the same images."""
         path, config = self._workdir / "runs" / f"{FLOORS}.json", arms_lib.config_of(arm, self._config, {}, 0)
         known = read(path, config, self._data.fingerprint)
         if known is None:
@@ -221,13 +222,13 @@ class Comparison:
 
     def _do(self, tasks: list[Task], word: str) -> list[dict[str, Any]]:
         paths = [self._workdir / task.folder / f"{task.name}.json" for task in tasks]
-        # All of them first: a folder of another comparison is refused before hours of work.
+        # All files are read first, so that a folder of another comparison is refused before hours of work.
         known = [read(path, t.config, self._data.fingerprint) for path, t in zip(paths, tasks, strict=True)]
         left, spent, done = known.count(None), 0.0, 0
         for i, (task, path) in enumerate(zip(tasks, paths, strict=True)):
             if known[i] is not None:
                 continue
-            wait = f", about {spent / done * (left - done) / 60:.0f} min to go" if done else ""
+            wait = f", about {spent / done * (left - done) / 60:.0f} min left" if done else ""
             self._log(f"{word} {i + 1} of {len(tasks)}: {task.name}, {task.config.train.total_steps:,} steps{wait}")
             start = time.perf_counter()
             self._do_one(task, path)
@@ -254,7 +255,7 @@ class Comparison:
         self._log("  " + ", ".join(f"{row['metric']} {row['value']:.4f}" for row in measured.metrics))
 
     def _tell_once(self, line: str) -> None:
-        """Logs a line of a training, of what all of them say alike only the first."""
+        """Logs a line of a training, lines that repeat only once."""
         if line not in self._told:
             self._told.add(line)
             self._log(f"  {line}")
@@ -278,7 +279,7 @@ def _likelihood(record: dict[str, Any]) -> float:
 
 
 def _publish(config, workdir, arms, seeds, tuned, runs, floors, data, log: Log) -> dict[str, Any]:
-    """Judges, writes `compare.json` and `report.html`, prints the table."""
+    """Judges the claims, writes `compare.json` and `report.html`, and logs the table."""
     hybrids = [arm.name for arm in arms if arm.base == arms_lib.HYBRID]
     rows = [
         {"arm": arm, "seed": seed, **row}

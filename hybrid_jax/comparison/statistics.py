@@ -1,9 +1,9 @@
 """Differences between arms over few seeds and many images: intervals and verdicts.
 
-d_s is the difference of a metric between two arms of seed s on the same test images. Two things make it uncertain: the
-seed, seen in the spread of d_s, and the choice of test images, which all seeds share and their spread does not show.
-The interval adds both: mean(d) -/+ t(.95, S - 1) sqrt(var(d) / S + v), where v is the variance over images of the
-difference averaged over seeds. Each bound is one-sided at 95 %.
+d_s is the difference of a metric between two arms of seed s on the same test images. It has two sources of uncertainty:
+the seed, seen in the spread of d_s, and the choice of test images, which all seeds share, so that the spread does not
+show it. The interval adds both: mean(d) -/+ t(.95, S - 1) sqrt(var(d) / S + v), where v is the variance over images of
+the difference averaged over seeds. Each bound is one-sided at 95 %.
 
 Dimensions: S seeds, n images, m outliers, B bootstrap draws.
 """
@@ -25,7 +25,7 @@ ImageStatistic = Callable[[np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A difference and its one-sided 95 % bounds; infinite where one seed says nothing of the spread."""
+    """A difference and its one-sided 95 % bounds, which are infinite for a single seed."""
 
     estimate: float
     lower: float
@@ -36,8 +36,8 @@ def interval(differences: Sequence[float], image_variance: float) -> Interval:
     """Returns the interval of the mean difference.
 
     Args:
-      differences: (S,), one a seed.
-      image_variance: v, of the mean difference over the choice of test images.
+      differences: (S,), one per seed.
+      image_variance: v, the variance of the mean difference over the choice of test images.
     """
     d = np.asarray(differences, np.float64)
     mean = float(d.mean())
@@ -66,7 +66,7 @@ def mean_variance(per_image: np.ndarray) -> float:
     """Returns v of a metric that is a mean over images.
 
     Args:
-      per_image: (S, n) differences, one a seed and image.
+      per_image: (S, n) differences, one per seed and image.
     """
     averaged = np.asarray(per_image, np.float64).mean(axis=0)
     return float(np.var(averaged, ddof=1) / len(averaged)) if len(averaged) > 1 else math.inf
@@ -78,8 +78,8 @@ def share_variance(
     """Returns v of the difference in the share retained, by bootstrap over images.
 
     Args:
-      corrupted: of the hybrid and of the reference, (S, n) share of the corruptions under which an image is right.
-      clean: likewise, (S, n), whether it is right as it is.
+      corrupted: hybrid and reference, each (S, n), share of the corruptions under which an image is correct.
+      clean: hybrid and reference, each (S, n), whether it is correct without corruption.
       seed: of the bootstrap.
       draws: B.
     """
@@ -89,17 +89,17 @@ def share_variance(
 
 
 def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    # A draw without a single right answer has nothing to retain.
+    # A draw without a correct prediction has nothing to retain.
     return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
 
 
 def auroc_variance(advantages: Sequence[np.ndarray], seed: int = 0, draws: int = DRAWS) -> float:
     """Returns v of the difference in mean AUROC over pairs, by bootstrap stratified into images and outliers.
 
-    Every pair resamples its outliers by itself; the test images, which all pairs share, are resampled once.
+    The outliers of each pair are resampled separately; the test images, which all pairs share, are resampled once.
 
     Args:
-      advantages: of each pair (n, m), the difference between the arms, averaged over seeds, of `wins`.
+      advantages: for each pair (n, m), the difference of `wins` between the arms, averaged over seeds.
       seed: of the bootstrap.
       draws: B.
     """
@@ -113,7 +113,7 @@ def auroc_variance(advantages: Sequence[np.ndarray], seed: int = 0, draws: int =
 
 
 def wins(inliers: np.ndarray, outliers: np.ndarray) -> np.ndarray:
-    """Returns (n, m) float32: 1 where the outlier's score is the higher, 1/2 where equal; its mean is the AUROC.
+    """Returns (n, m) float32: 1 where the outlier scores higher, 1/2 where equal; its mean is the AUROC.
 
     Args:
       inliers: (n,) scores.

@@ -1,4 +1,4 @@
-"""A comparison in words and numbers: what each claim says, what each arm measured."""
+"""A comparison as text: the claims, and a table of the measurements of each arm."""
 
 import collections
 import statistics
@@ -16,10 +16,10 @@ COLUMNS = {
 SENTENCES = {
     "C1": "as discriminative as contrastive learning: accuracy of a linear probe",
     "C2 corrupted images": "as robust as generative pre-training: accuracy on corrupted images",
-    "C2 share retained": "as robust as generative pre-training: share of the clean accuracy that is kept",
-    "C2 outliers": "as robust as generative pre-training: outliers told apart (AUROC)",
-    "C2": "as robust as generative pre-training, all three",
-    "C3": "at no cost to the likelihood: at most 2 % above the generative arm",
+    "C2 share retained": "as robust as generative pre-training: share of the clean accuracy retained",
+    "C2 outliers": "as robust as generative pre-training: outlier detection (AUROC)",
+    "C2": "as robust as generative pre-training: all three measures",
+    "C3": "no cost in likelihood: at most 2% above the generative arm",
     ALL: "all three claims together",
 }
 
@@ -27,7 +27,7 @@ Values = dict[tuple[str, str], list[float]]
 
 
 def values(runs: list[dict]) -> Values:
-    """Returns {(arm, metric): one value a seed}."""
+    """Returns {(arm, metric): one value per seed}."""
     found: Values = collections.defaultdict(list)
     for row in runs:
         found[row["arm"], row["metric"]].append(row["value"])
@@ -49,27 +49,27 @@ def amount(metric: str, value: float | None) -> str:
 
 
 def difference(row: dict) -> tuple[str, str]:
-    """Returns a claim's difference and its bounds; of the likelihood in per cent of the reference."""
+    """Returns a claim's difference and its bounds; for the likelihood in per cent of the reference."""
     if row["metric"] not in LIKELIHOODS or "reference_value" not in row:
         low, high = (amount(row["metric"], row[key]) for key in ("lower", "upper"))
         return amount(row["metric"], row["estimate"]), f"[{low}, {high}]"
     # The row has the margin subtracted.
     per_cent = lambda x: "unbounded" if x is None else f"{100 * (x / row['reference_value'] + row['margin'] - 1):+.2f}"
-    return f"{per_cent(row['estimate'])} %", f"[{per_cent(row['lower'])}, {per_cent(row['upper'])}]"
+    return f"{per_cent(row['estimate'])}%", f"[{per_cent(row['lower'])}, {per_cent(row['upper'])}]"
 
 
 def margin(row: dict) -> str:
     """Returns how much worse the hybrid may be."""
-    return "2 %" if row["metric"] in LIKELIHOODS else f"{100 * row['margin']:.1f} points"
+    return "2%" if row["metric"] in LIKELIHOODS else f"{100 * row['margin']:.1f} points"
 
 
 def premise(row: dict) -> str:
-    """Returns what the verdict rests on, and whether it was found."""
+    """Returns the premise of a verdict and whether the runs show it; empty if there is none."""
     found = row["premise"]
     if found is None:
         return ""
-    told = " ".join(difference({**found, "metric": row["metric"]}))
-    return f"{found['text']} by {told}: {'yes' if found['holds'] else 'not shown'}"
+    numbers = " ".join(difference({**found, "metric": row["metric"]}))
+    return f"{found['text']}: {'yes' if found['holds'] else 'not shown'} ({numbers})"
 
 
 def settings(overrides: dict) -> str:
@@ -78,8 +78,8 @@ def settings(overrides: dict) -> str:
 
 
 def text(result: dict) -> str:
-    """Returns what the terminal shows of `compare.json`."""
-    lines = _measured(result)
+    """Returns the content of `compare.json` for the terminal."""
+    lines = _aligned(measured(result))
     for arm in dict.fromkeys(row["arm"] for row in result["claims"]):
         for table in (EQUAL_STEPS, EQUAL_FLOPS):
             rows = [row for row in result["claims"] if (row["arm"], row["table"]) == (arm, table)]
@@ -89,14 +89,18 @@ def text(result: dict) -> str:
     return "\n".join(lines)
 
 
-def _measured(result: dict) -> list[str]:
+def measured(result: dict) -> list[list[str]]:
+    """Returns a table of the metrics: a header, a row for each arm, and one for the floors."""
     found = values(result["runs"])
     floors = {row["metric"]: row["value"] for row in result["floors"]}
     metrics = [name for name in COLUMNS if name in floors]
-    rows = [["", *(COLUMNS[name] for name in metrics)]]
+    rows = [["arm", *(COLUMNS[name] for name in metrics)]]
     for arm in dict.fromkeys(row["arm"] for row in result["runs"]):
         rows.append([arm, *(cell(m, found[arm, m]) if (arm, m) in found else "-" for m in metrics)])
-    rows.append(["raw pixels, histogram", *(cell(m, [floors[m]]) for m in metrics)])
+    return [*rows, ["raw pixels, histogram", *(cell(m, [floors[m]]) for m in metrics)]]
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
@@ -105,6 +109,6 @@ def _line(row: dict) -> str:
     note = f" ({row['note']})" if row.get("note") else ""
     if row["estimate"] is None:
         return f"  {row['claim'] if row['claim'] == WHOLE else 'all'}: {row['verdict'].upper()}{note}"
-    told = f"{' '.join(difference(row))}, margin {margin(row)}"
+    numbers = f"{' '.join(difference(row))}, margin {margin(row)}"
     why = f"; {premise(row)}" if row["premise"] else ""
-    return f"  {row['claim']}: {told}: {row['verdict']}{note}{why}"
+    return f"  {row['claim']}: {numbers}: {row['verdict']}{note}{why}"

@@ -1,4 +1,4 @@
-"""A trained model for programs without hybrid_jax: its weights by name, and its features as compiled code."""
+"""Export of a trained model for use without hybrid_jax: weights by name, and features as compiled code."""
 
 import json
 import pathlib
@@ -16,15 +16,15 @@ from hybrid_jax.models import hybrid
 
 FORMAT_VERSION = "1"
 PLATFORMS = ("cpu", "tpu", "cuda")
-# Bytes: the artifact's container (FlatBuffers) counts to 2^31, and JAX warns of constants from here on.
+# Bytes; the artifact's container (FlatBuffers) is limited to 2^31, and JAX warns about larger constants.
 LARGEST_ARTIFACT = 2 * 10**9
 
 
 def write_safetensors(path: pathlib.Path, model: Model) -> None:
-    """Writes every parameter in use as float32, by its path joined with `/`, and `palette` where there is one.
+    """Writes all parameters as float32, named by their path joined with `/`, and `palette` if there is one.
 
-    The file's metadata are texts: `format` (hybrid_jax), `format_version`, `step`, `parameters` (which of the
-    checkpoint's: `params` or `ema_params`), and `config` as JSON.
+    The metadata are strings: `format` (hybrid_jax), `format_version`, `step`, `parameters` (`params` or
+    `ema_params` of the checkpoint), and `config` as JSON.
 
     Raises:
       UserError: the file cannot be written.
@@ -43,24 +43,24 @@ def write_safetensors(path: pathlib.Path, model: Model) -> None:
 
 
 def write_stablehlo(path: pathlib.Path, model: Model, layer: str | None = None) -> None:
-    """Writes (b, H, W, C) uint8 -> (b, D) float32, any b, what `model.embed` computes, as a `jax.export` artifact.
+    """Writes `model.embed`, (b, H, W, C) uint8 -> (b, D) float32 for any b, as a `jax.export` artifact.
 
-    Lowered for `PLATFORMS`, attention as plain matrix products; the weights that the layer needs are inside.
+    Lowered for `PLATFORMS`, with plain attention; contains the weights that the layer needs.
 
     Raises:
-      UserError: no such layer, weights above 2 GB, or the file cannot be written.
+      UserError: there is no such layer, weights exceed 2 GB, or the file cannot be written.
     """
     name = model.checked_layer(layer)
     module = hybrid.build_model(model.config)
     images = lambda count: jax.ShapeDtypeStruct((count, *model.spec.image_shape), np.uint8)
-    # On the host: constants of a device would be copied once more.
+    # On the host, since device constants would be copied again.
     weights, tree = jax.tree.flatten(jax.device_get((model.params, model.palette)))
 
     def features(weights: list[jax.Array], images: jax.Array) -> jax.Array:
         params, palette = jax.tree.unflatten(tree, weights)
         return hybrid.image_features(module, params, images, palette, name.endswith(hybrid.NORMED))[name]
 
-    # With a symbolic number of images everything would count as used.
+    # With a symbolic number of images all weights would count as used.
     used = set(export.export(jax.jit(features))(weights, images(1)).module_kept_var_idx)
     needed = sum(x.nbytes for i, x in enumerate(weights) if i in used)
     if needed > LARGEST_ARTIFACT:
@@ -70,7 +70,7 @@ def write_stablehlo(path: pathlib.Path, model: Model, layer: str | None = None) 
         )
 
     def alone(images: jax.Array) -> jax.Array:
-        # What the layer does not need would be in the file too.
+        # Weights that the layer does not need are left out of the file.
         kept = [x if i in used else jnp.zeros(x.shape, x.dtype) for i, x in enumerate(weights)]
         return features(kept, images)
 

@@ -1,8 +1,8 @@
-"""Image GPT (Chen et al. 2020) as Hugging Face's folders hold it, read and written; of ours it is a special case.
+"""Image GPT (Chen et al. 2020) in Hugging Face's format; it is a special case of our model.
 
-One token a pixel, the nearest of K palette colours; no encoder blocks; quick_gelu; no biases. Their table of K + 1
-embeddings is our table of K and, as its last row, the decoder's start vector. Matrices are stored alike, but the head's
-transposed.
+One token per pixel, the nearest of K palette colours; no encoder blocks; quick_gelu; no biases. Their table of K + 1
+embeddings is our table of K, with the decoder's start vector as the last row. Matrices have the same layout, except the
+head's, which is transposed.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from hybrid_jax.convert.safetensors import Tensors, read_json, replace, write_te
 from hybrid_jax.errors import UserError, reject
 from hybrid_jax.inference.model import Model
 
-# Theirs, in a block `h.<i>`: ours, in `block_<i + 1>`.
+# {their name in a block `h.<i>`: our name in `block_<i + 1>`}.
 _BLOCK = {
     "ln_1.weight": "attention_norm/scale",
     "attn.c_attn.weight": "qkv/kernel",
@@ -32,9 +32,9 @@ _BLOCK = {
 _BLOCKS = "decoder/transformer/"
 _TABLE, _START, _HEAD = "encoder/patch_embedding/table/embedding", "decoder/start", "head/logits/kernel"
 _PLAIN = {"transformer.wpe.weight": "decoder/positions", "transformer.ln_f.weight": "decoder/norm/scale"}
-# Masks that old files hold beside the weights.
+# Masks that old files contain besides the weights.
 _BUFFERS = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")
-_SIZES = {"vocab_size": 513, "n_positions": 1024, "n_embd": 512, "n_layer": 24, "n_head": 8}  # theirs, if not given
+_SIZES = {"vocab_size": 513, "n_positions": 1024, "n_embd": 512, "n_layer": 24, "n_head": 8}  # their defaults
 _SETTINGS = {
     "model_type": "imagegpt",
     "activation_function": "quick_gelu",
@@ -45,24 +45,25 @@ _SETTINGS = {
     "add_cross_attention": False,
 }
 _COLOURS = "preprocessor_config.json"
-_SCORES = 2**28  # bytes of attention scores that an evaluation batch may need
+_SCORES = 2**28  # maximum bytes of attention scores of an evaluation batch
 
 
 def read_folder(
     folder: pathlib.Path, palette: pathlib.Path | None = None, scan_layers: bool = False
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray]:
-    """Reads a folder that `ImageGPTForCausalImageModeling.save_pretrained` wrote.
+    """Reads a folder written by `ImageGPTForCausalImageModeling.save_pretrained`.
 
     Args:
-      folder: with `config.json`, `model.safetensors` (or its parts) and, for the colours, `preprocessor_config.json`.
-      palette: an .npy of (K, 3) colours in [-1, 1]; None = the folder's `clusters`.
-      scan_layers: stack the blocks' parameters, as `model.scan_layers` needs them.
+      folder: folder with `config.json`, `model.safetensors` (or shards) and, for the colours,
+        `preprocessor_config.json`.
+      palette: an .npy file of (K, 3) colours in [-1, 1]; None = the folder's `clusters`.
+      scan_layers: stack the blocks' parameters, for `model.scan_layers`.
 
     Returns:
       Fields of our config by dotted name, float32 parameters by path, (K, 3) float32 colours.
 
     Raises:
-      UserError: a file is missing, damaged or a pickle, or the model is not one of ours.
+      UserError: a file is missing, damaged or a pickle, or the model is not supported.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
@@ -72,12 +73,14 @@ def read_folder(
     _check_names(folder, tensors, _shapes(sizes))
     for name in sorted(tensors.shapes):
         if name.endswith(".bias") and not _BUFFERS.fullmatch(name) and (worst := np.abs(tensors.read(name)).max()) > 0:
-            raise UserError(f"{folder}: {name} has values up to {worst:g}; our blocks have no biases, all must be zero")
+            raise UserError(
+                f"{folder}: {name} has values up to {worst:g}; must be all zero, since our blocks have no biases"
+            )
     return _fields(sizes, scan_layers), _params(tensors, sizes["n_layer"], scan_layers), colours
 
 
 def _sizes(path: pathlib.Path) -> dict[str, int]:
-    """Returns the sizes that a `config.json` names, where all it says is what our model can be."""
+    """Returns the sizes in a `config.json`; raises UserError if our model does not support a setting."""
     theirs = _SIZES | read_json(path)
     for name, needed in _SETTINGS.items():
         if (found := theirs.get(name, needed)) != needed:
@@ -123,22 +126,20 @@ def _shapes(sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:
         "transformer.wpe.weight": (sizes["n_positions"], d),
     }
     shapes |= {"transformer.ln_f.weight": (d,), "lm_head.weight": (vocab - 1, d)}
-    # More blocks than any file has names for need not be counted up to.
+    # Bounded, since a damaged config could ask for any number of blocks.
     blocks = range(min(sizes["n_layer"], 1001))
     return shapes | {f"transformer.h.{i}.{name}": shape for i in blocks for name, shape in block.items()}
 
 
 def _check_names(folder: pathlib.Path, tensors: Tensors, wanted: dict[str, tuple[int, ...]]) -> None:
     found = {name: shape for name, shape in tensors.shapes.items() if not _BUFFERS.fullmatch(name)}
-    # Biases may be left out: they could only be zero.
+    # Biases are optional, since they must be zero.
     missing = [name for name in wanted if name not in found and not name.endswith(".bias")]
     wrong = [f"{n} {found[n]} instead of {wanted[n]}" for n in found if n in wanted and found[n] != wanted[n]]
     for what, names in {"lacks": missing, "has unknown": sorted(set(found) - set(wanted)), "has": wrong}.items():
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise UserError(
-                f"{folder}: {what} {', '.join(names[:3])}{more}; must be as ImageGPTForCausalImageModeling's"
-            )
+            raise UserError(f"{folder}: {what} {', '.join(names[:3])}{more}; must match ImageGPTForCausalImageModeling")
 
 
 def _params(tensors: Tensors, depth: int, scan_layers: bool) -> dict[str, np.ndarray]:
@@ -146,7 +147,7 @@ def _params(tensors: Tensors, depth: int, scan_layers: bool) -> dict[str, np.nda
     params = {_TABLE: table[:-1], _START: table[-1], _HEAD: tensors.read("lm_head.weight").T}
     params |= {ours: tensors.read(theirs) for theirs, ours in _PLAIN.items()}
     for theirs, ours in _BLOCK.items():
-        # One at a time: the whole may be as large as the memory.
+        # One at a time, since the model may be as large as the memory.
         blocks = (tensors.read(f"transformer.h.{i}.{theirs}") for i in range(depth))
         if scan_layers:
             params[f"{_BLOCKS}blocks/{ours}"] = np.stack(list(blocks))
@@ -156,19 +157,19 @@ def _params(tensors: Tensors, depth: int, scan_layers: bool) -> dict[str, np.nda
 
 
 def _colours(folder: pathlib.Path, palette: pathlib.Path | None, count: int) -> np.ndarray:
-    """Returns (count, 3) float32 in [-1, 1], of an .npy or of the folder's image processor."""
+    """Returns (count, 3) float32 in [-1, 1], from an .npy file or the folder's image processor."""
     if palette is None:
         path, found = folder / _COLOURS, None
         if path.is_file():
             found = read_json(path).get("clusters")
         if found is None:
-            raise UserError(f"{path}: holds no clusters, the palette's colours; give them with --palette=FILE.npy")
+            raise UserError(f"{path}: has no clusters (the colours of the palette); give them with --palette=FILE.npy")
     else:
         path = palette
         try:
             found = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"--palette={path}: must be an .npy of numbers, never a pickle ({error})") from error
+            raise UserError(f"--palette={path}: must be an .npy file of numbers, not pickled ({error})") from error
     colours = None
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         colours = np.asarray(found, np.float32)
@@ -178,10 +179,10 @@ def _colours(folder: pathlib.Path, palette: pathlib.Path | None, count: int) -> 
 
 
 def write_folder(folder: pathlib.Path, model: Model) -> None:
-    """Writes what `read_folder` reads and `ImageGPTForCausalImageModeling.from_pretrained` loads.
+    """Writes a folder for `ImageGPTForCausalImageModeling.from_pretrained` (and `read_folder`).
 
     Raises:
-      UserError: the model is not one that Image GPT can be, or the folder is not empty or cannot be written.
+      UserError: the model is not an Image GPT, or the folder is not empty or cannot be written.
     """
     check_is_image_gpt(model.config)
     assert model.palette is not None
@@ -212,7 +213,7 @@ def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
 
 
 def check_is_image_gpt(config) -> None:
-    """Raises UserError, naming the first field, where Image GPT cannot be such a model."""
+    """Raises UserError for the first field that does not match Image GPT."""
     flat = config_lib.flatten(config)
     needed = {"model.encoder_layers": 0, "model.token_kind": "palette", "model.patch_size": 1}
     for name, value in (needed | {"model.activation": "quick_gelu", "data.channels": 3}).items():

@@ -1,18 +1,18 @@
 """CIFAR-10-C-style corruptions of images, in memory.
 
-Kinds and constants are those that CIFAR-10-C was made with (Hendrycks & Dietterich 2019, arXiv 1903.12261; its
-`make_cifar_c.py`, not ImageNet-C's stronger ones). The images are not CIFAR-10-C: that set is a fixed set of files,
-made with other random numbers, OpenCV and ImageMagick. What differs:
+Kinds and constants are those of CIFAR-10-C (Hendrycks & Dietterich 2019, arXiv 1903.12261; its `make_cifar_c.py`, not
+ImageNet-C's stronger ones). The images are not CIFAR-10-C: that set is a fixed set of files, made with other random
+numbers, OpenCV and ImageMagick. Differences:
 
-- the frost is drawn, not photographed: CIFAR-10-C lays crops of five pictures of real frost over its images, which are
-  not shipped here (`corruption_weather.frost_texture`);
+- the frost is drawn, not photographed: CIFAR-10-C overlays crops of five photographs of real frost, which are not
+  shipped here (`weather.frost_texture`);
 - `spatter` finds edges and distances with scipy, not with OpenCV; `saturate` exists for colour only;
-- results are rounded to whole grey levels, where the files were cut off;
+- results are rounded to whole grey levels; CIFAR-10-C truncates them;
 - in a grey image brightness is the pixel itself.
 
-Lengths in pixels (blurs, the strips of snow) are those for 32x32 and do not grow with the image, so that on larger
-ones the blurs are weaker; `elastic_transform`, `pixelate` and `zoom_blur` are in proportion to it. What is random in
-an image depends on the seed, its number, the kind and the severity alone, not on the images beside it.
+Lengths in pixels (blurs, the streaks of snow) are those for 32x32 and do not grow with the image, so that blurs are
+weaker on larger images; `elastic_transform`, `pixelate` and `zoom_blur` scale with it. The random numbers of an image
+depend on the seed, its index, the kind and the severity alone, not on the other images.
 
 Dimensions: n images, H W C image.
 """
@@ -30,10 +30,10 @@ from hybrid_jax.corruptions.ops import Draws
 
 SEVERITIES = (1, 2, 3, 4, 5)
 _PIXELS_AT_ONCE = 2**19
-# What `corrupt` needs at most beside the images: a dozen float32 arrays of so many colour pixels.
+# Most memory that `corrupt` needs besides the images: a dozen float32 arrays of so many colour pixels.
 BYTES_AT_ONCE = 144 * _PIXELS_AT_ONCE
 
-# Takes (n, H, W, C) float32 in [0, 1], its constant and each image's random numbers.
+# Takes (n, H, W, C) float32 in [0, 1], its constant and a random generator per image.
 Corruption = Callable[[np.ndarray, Any, Draws], np.ndarray]
 
 
@@ -44,8 +44,8 @@ def corrupt(images: np.ndarray, name: str, severity: int, seed: int = 0, first: 
       images: (n, H, W, C) uint8, grey or colour, of any size.
       name: one of `kinds`.
       severity: 1 to 5.
-      seed: of everything random.
-      first: number of the first image; `corrupt(x)[i:]` is `corrupt(x[i:], first=i)`.
+      seed: the seed of all random numbers.
+      first: index of the first image; `corrupt(x)[i:]` is `corrupt(x[i:], first=i)`.
 
     Returns:
       (n, H, W, C) uint8.
@@ -103,7 +103,7 @@ def _glass_blur(x, c, draws):
     n, height, width, _ = x.shape
     image, rows, columns = np.ogrid[:n, 2:height, 2:width]
     for _ in range(repeats if min(height, width) > 2 else 0):
-        # The files' pixels took a neighbour's value: a swap was meant, but numpy's views made it a copy.
+        # As in CIFAR-10-C, a pixel takes a neighbour's value: a swap was meant, but numpy's views made it a copy.
         back = np.stack([draw.integers(0, 2, (2, height - 2, width - 2)) for draw in draws])
         x[:, 2:, 2:] = x[image, rows - back[:, 0], columns - back[:, 1]]
     return tools.gaussian(x, sigma)
@@ -126,7 +126,7 @@ def _gaussian_blur(x, c, draws):
 def _brightness(x, c, draws):
     value = x.max(axis=-1, keepdims=True)
     brighter = np.minimum(value + c, 1)
-    # Hue and saturation stay where all channels grow by one factor; black has neither.
+    # One factor for all channels keeps hue and saturation; black has neither.
     return np.where(value > 0, x * (brighter / np.where(value > 0, value, 1)), brighter)
 
 
@@ -136,7 +136,7 @@ def _saturate(x, c, draws):
     span = value - x.min(axis=-1, keepdims=True)
     saturation = span / np.where(value > 0, value, 1)
     wanted = np.clip(saturation * factor + more, 0, 1)
-    # A grey pixel's hue is 0, red: it keeps its first channel.
+    # A grey pixel has hue 0, red: it keeps its first channel.
     grey = np.array([0, 1, 1], np.float32) * value * wanted
     return value - np.where(span > 0, (value - x) * wanted / np.where(span > 0, saturation, 1), grey)
 
@@ -154,7 +154,7 @@ def _elastic_transform(x, c, draws):
     corner = side // 3 * np.array([[1, 1], [1, -1], [-1, -1]])
     before = np.concatenate([middle + corner, np.ones((3, 1))], axis=1)
     after = before[:, :2] + tools.uniform(draws, (3, 2), -shift, shift)
-    # The affine map back, from three points that moved to where they were.
+    # The inverse affine map, from three moved points to their old positions.
     moved = np.concatenate([after, np.ones((n, 3, 1))], axis=2)
     back = np.linalg.solve(moved, np.broadcast_to(before[:, :2], (n, 3, 2)))
     rows, columns = np.mgrid[:height, :width]
@@ -185,16 +185,16 @@ def _jpeg_compression(x, c, draws):
 
 
 def _with_pil(x: np.ndarray, change: Callable) -> np.ndarray:
-    """`change` takes and returns a PIL image."""
+    """Applies `change`, which takes and returns a PIL image."""
     from PIL import Image
 
     pixels = np.round(x * 255).astype(np.uint8)
-    # PIL knows grey images without an axis of channels only.
+    # PIL expects grey images without a channel axis.
     changed = [np.asarray(change(Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p))) for p in pixels]
     return np.stack(changed).reshape(x.shape).astype(np.float32) / 255
 
 
-# The function, and its constant at severities 1 to 5; first CIFAR-10-C's test set, then what it was tuned on.
+# The function, and its constant at severities 1 to 5; first CIFAR-10-C's test corruptions, then its validation ones.
 _TABLE: dict[str, tuple[Corruption, tuple]] = {
     "gaussian_noise": (_gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
     "shot_noise": (_shot_noise, (500, 250, 100, 75, 50)),

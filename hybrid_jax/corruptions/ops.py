@@ -1,4 +1,4 @@
-"""What corruptions are made of: blurs and zooms as matrices, motion, warps, plasma, draws that belong to one image.
+"""Building blocks of corruptions: blurs and zooms as matrices, motion, warps, plasma, random numbers per image.
 
 Dimensions: n images, H W C image.
 """
@@ -13,7 +13,7 @@ Draws = list[np.random.Generator]
 
 
 def generators(seed: int, name: str, severity: int, first: int, count: int) -> Draws:
-    """Returns the random numbers of images `first` to `first` + `count`, each its own."""
+    """Returns one random generator for each of the images `first` to `first` + `count` - 1."""
     key = (seed, zlib.crc32(name.encode()), severity)
     return [np.random.default_rng((*key, index)) for index in range(first, first + count)]
 
@@ -29,13 +29,13 @@ def uniform(draws: Draws, shape: tuple[int, ...], low: float = 0, high: float = 
 
 
 def separable(x: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Applies a (H', H) matrix to the rows and a (W', W) one to the columns of (n, H, W, C)."""
+    """Applies an (H', H) matrix to the rows and a (W', W) one to the columns of (n, H, W, C)."""
     return np.moveaxis(rows @ (np.moveaxis(x, -1, 1) @ columns.T), 1, -1)
 
 
 @functools.lru_cache(maxsize=64)
 def gaussian_matrix(size: int, sigma: float, mode: str, truncate: float) -> np.ndarray:
-    """(size, size) float32: scipy's Gaussian filter along an axis, its border included."""
+    """(size, size) float32: scipy's Gaussian filter along an axis, including its border mode."""
     return ndimage.gaussian_filter1d(np.eye(size), sigma, axis=0, mode=mode, truncate=truncate).astype(np.float32)
 
 
@@ -49,7 +49,7 @@ def gaussian(x: np.ndarray, sigma: float, mode: str = "nearest", truncate: float
 
 @functools.lru_cache(maxsize=256)
 def _zoom_matrix(size: int, factor: float) -> np.ndarray:
-    """(size, size) float32: the middle of an axis enlarged by `factor`, linearly, and cut to the axis again."""
+    """(size, size) float32: enlarges the middle of an axis by `factor`, linearly, and crops it to the axis."""
     kept = int(np.ceil(size / factor))
     top = (size - kept) // 2
     zoomed = ndimage.zoom(np.eye(kept), (factor, 1), order=1)
@@ -65,16 +65,16 @@ def zoomed(x: np.ndarray, factor: float) -> np.ndarray:
 
 
 def motion(x: np.ndarray, radius: int, sigma: float, degrees: np.ndarray) -> np.ndarray:
-    """Drags each image in a direction of its own, as ImageMagick's motion blur.
+    """Blurs each image in a direction of its own, as ImageMagick's motion blur.
 
-    A pixel becomes a mean of those along a ray from it, with half a Gaussian's weights and at whole pixels; beyond
-    the border lies the border.
+    A pixel becomes a mean of those along a ray from it, with the weights of half a Gaussian and at whole pixels; the
+    border is repeated beyond the image.
 
     Args:
       x: (n, H, W, C) float32.
       radius: the ray has 2 radius + 1 pixels.
       sigma: of the weights, pixels.
-      degrees: (n,), from right towards below.
+      degrees: (n,), clockwise from the right.
     """
     n, height, width, _ = x.shape
     weights = np.exp(-(np.arange(2 * radius + 1) ** 2) / (2 * sigma**2))
@@ -89,12 +89,13 @@ def motion(x: np.ndarray, radius: int, sigma: float, degrees: np.ndarray) -> np.
 
 
 def bilinear(x: np.ndarray, rows: np.ndarray, columns: np.ndarray, repeat_edge: bool) -> np.ndarray:
-    """Reads (n, H, W, C) at fractional places, mirrored beyond the border.
+    """Samples (n, H, W, C) at fractional positions, mirrored beyond the border.
 
     Args:
       x: the images.
-      rows, columns: (n, H, W) places, in pixels.
-      repeat_edge: whether the mirror shows the outermost pixel again.
+      rows: (n, H, W) vertical positions, in pixels.
+      columns: (n, H, W) horizontal positions, in pixels.
+      repeat_edge: whether the mirror repeats the outermost pixel.
     """
     n, height, width, _ = x.shape
     top, left = np.floor(rows), np.floor(columns)
@@ -116,8 +117,8 @@ def _mirrored(index: np.ndarray, size: int, repeat_edge: bool) -> np.ndarray:
 def plasma(draws: Draws, height: int, width: int, decay: float) -> np.ndarray:
     """(n, height, width) float32 clouds in [0, 1]: the upper left of diamond-square fractals.
 
-    The square has 32 pixels on a side, or the next power of two that is enough; `decay` divides the roughness from
-    one scale to the next, finer one.
+    The side of the square is the smallest power of two that is enough, at least 32; `decay` divides the roughness from
+    one scale to the next finer one.
     """
     side = max(32, 1 << (max(height, width) - 1).bit_length())
     cells = [4**level for level in range(side.bit_length() - 1)]

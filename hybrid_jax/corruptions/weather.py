@@ -1,7 +1,7 @@
-"""Corruptions that lay something over an image: snow, frost, fog, spatter.
+"""Corruptions that overlay an image: snow, frost, fog, spatter.
 
-Each takes (n, H, W, C) float32 images in [0, 1], the constants of one severity and each image's random numbers, and
-returns what `corruptions.corrupt` clips and rounds. Lengths are in pixels, whatever the size of the image.
+Each takes (n, H, W, C) float32 images in [0, 1], the constants of one severity and a random generator per image, and
+returns images for `corruptions.corrupt` to clip and round. Lengths are in pixels, whatever the size of the image.
 
 Dimensions: n images, H W C image.
 """
@@ -15,7 +15,7 @@ from hybrid_jax.corruptions import ops as tools
 from hybrid_jax.corruptions.ops import Draws
 
 TEXTURE_SIDE = 256
-# Stems, the share of light that clouds of rime give, and what the light of the crystals is multiplied by.
+# Number of stems, share of the clouds of rime in the light, factor of the light of the crystals.
 _TEXTURES = ((50, 0.35, 0.7), (80, 0.2, 0.7), (35, 0.5, 0.7), (100, 0.15, 0.5), (60, 0.6, 0.8))
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _ICE = np.array([0.84, 0.94, 1.0], np.float32)
@@ -24,7 +24,7 @@ _MUD = np.array([63, 42, 20], np.float32) / 255
 
 
 def _coloured(amount: np.ndarray, colour: np.ndarray, channels: int) -> np.ndarray:
-    """(n, H, W) in one colour -> (n, H, W, C); grey images get its luma."""
+    """(n, H, W) amounts of one colour -> (n, H, W, C); grey images get its luma."""
     return amount[..., None] * (colour if channels == 3 else _LUMA @ colour)
 
 
@@ -41,7 +41,7 @@ def snow(x: np.ndarray, c: tuple, draws: Draws) -> np.ndarray:
 
 
 def fog(x: np.ndarray, c: tuple, draws: Draws) -> np.ndarray:
-    """A cloud, dimmed so that the brightest value stays."""
+    """Clouds over the image, rescaled to keep its brightest value."""
     amount, decay = c
     brightest = x.max(axis=(1, 2, 3), keepdims=True)
     clouds = tools.plasma(draws, x.shape[1], x.shape[2], decay)[..., None]
@@ -49,7 +49,7 @@ def fog(x: np.ndarray, c: tuple, draws: Draws) -> np.ndarray:
 
 
 def frost(x: np.ndarray, c: tuple, draws: Draws) -> np.ndarray:
-    """A crop of one of five textures added to a dimmed image, with CIFAR-10-C's shares; the textures are ours."""
+    """A crop of one of five textures of ours, added to a dimmed image with CIFAR-10-C's weights."""
     share, amount = c
     height, width = x.shape[1:3]
     chosen = [frost_texture(int(draw.integers(len(_TEXTURES)))) for draw in draws]
@@ -63,16 +63,16 @@ def frost(x: np.ndarray, c: tuple, draws: Draws) -> np.ndarray:
 
 @functools.cache
 def frost_texture(number: int) -> np.ndarray:
-    """Draws ice as it grows on a window: feathers of crystals in clouds of rime.
+    """Draws ice on a window: feathers of crystals in clouds of rime.
 
-    No photograph was used and none is imitated: brightness, size and sharpness of the crystals are our choice, so
-    that figures under `frost` are not comparable with those of CIFAR-10-C's.
+    No photograph was used or imitated: brightness, size and sharpness of the crystals are our choice, so that results
+    under `frost` are not comparable with those on CIFAR-10-C.
 
     Args:
       number: 0 to 4.
 
     Returns:
-      (256, 256) float32 in [0, 1]; it continues beyond its borders on the opposite side.
+      (256, 256) float32 in [0, 1], periodic.
     """
     stems, cloudy, light = _TEXTURES[number]
     rng = np.random.default_rng((0, number))
@@ -86,12 +86,12 @@ def frost_texture(number: int) -> np.ndarray:
 
 
 def _feathers(rng: np.random.Generator, stems: int) -> list[np.ndarray]:
-    """Points, (2, m) in pixels, of curved stems, their branches at 60 degrees, and the branches' own."""
+    """Points, (2, m) in pixels, of curved stems, of their branches at 60 degrees, and of the branches of those."""
     start = rng.uniform(0, TEXTURE_SIDE, (2, stems))
     angle, length = rng.uniform(0, 2 * np.pi, stems), rng.uniform(30, 110, stems)
     bend, found = rng.normal(0, 0.006, stems), []
     for step in (7.0, 3.0, 0.0):
-        # Two points a pixel, so that no line has gaps.
+        # Two points per pixel, so that no line has gaps.
         along = np.arange(0, length.max(), 0.5)[:, None]
         heading = angle + bend * along
         path = start[:, None] + 0.5 * np.cumsum(np.stack([np.sin(heading), np.cos(heading)]), axis=1)
@@ -103,14 +103,14 @@ def _feathers(rng: np.random.Generator, stems: int) -> list[np.ndarray]:
             left = length[stem] - along[at, 0]
             start = np.tile(path[:, at, stem], 2)
             angle = (heading[at, stem] + side * np.pi / 3).ravel() + rng.normal(0, 0.1, 2 * len(at))
-            # Shorter towards the tip, as a feather.
+            # Shorter towards the tip, like a feather.
             length = np.tile(np.minimum(0.45 * left, 30), 2) * rng.uniform(0.5, 1, 2 * len(at))
             bend = rng.normal(0, 0.01, 2 * len(at))
     return found
 
 
 def _clouds(rng: np.random.Generator) -> np.ndarray:
-    """Noise with a spectrum of 1/f, (side, side) in [0, 1], periodic."""
+    """(side, side) noise in [0, 1] with a 1/f spectrum, periodic."""
     frequency = np.hypot(np.fft.fftfreq(TEXTURE_SIDE)[:, None], np.fft.rfftfreq(TEXTURE_SIDE))
     frequency[0, 0] = np.inf
     spectrum = np.fft.rfft2(rng.normal(size=(TEXTURE_SIDE, TEXTURE_SIDE))) / frequency**1.5
@@ -119,7 +119,7 @@ def _clouds(rng: np.random.Generator) -> np.ndarray:
 
 
 def spatter(x: np.ndarray, c: tuple, draws: Draws) -> np.ndarray:
-    """Drops of water that shine at their rims, or mud that hides what is under it."""
+    """Drops of water that shine at their rims, or opaque mud."""
     mean, deviation, sigma, threshold, strength, mud = c
     liquid = mean + deviation * tools.normal(draws, x.shape[1:3])[..., None]
     liquid = tools.gaussian(liquid, sigma)
@@ -135,7 +135,7 @@ def spatter(x: np.ndarray, c: tuple, draws: Draws) -> np.ndarray:
 def _shine(drops: np.ndarray) -> np.ndarray:
     """Grey levels of drops, (H, W) -> their light in [0, 1], by the distance from their rims."""
     rims = _edges(drops)
-    # Without a rim everything is far from it.
+    # Without rims every pixel is at the largest distance.
     far = np.minimum(ndimage.distance_transform_edt(~rims), 20) if rims.any() else np.full(drops.shape, 20.0)
     height = _equalised(np.floor(ndimage.uniform_filter(far, 3, mode="mirror") + 1e-6).astype(int))
     slope = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])
@@ -145,7 +145,7 @@ def _shine(drops: np.ndarray) -> np.ndarray:
 
 
 def _equalised(levels: np.ndarray) -> np.ndarray:
-    """Spreads whole grey levels so that each covers as much of 0..255 as pixels have it; the lowest becomes 0."""
+    """Equalises the histogram of whole grey levels to 0..255; the lowest becomes 0."""
     values, index, counts = np.unique(levels, return_inverse=True, return_counts=True)
     if len(values) == 1:
         return levels
@@ -154,13 +154,13 @@ def _equalised(levels: np.ndarray) -> np.ndarray:
 
 
 def _edges(levels: np.ndarray) -> np.ndarray:
-    """Canny's edges (1986) of (H, W) grey levels as OpenCV has them: Sobel, L1 norm, thresholds 50 and 150; bool."""
+    """Canny edges (1986) of (H, W) grey levels as in OpenCV: Sobel, L1 norm, thresholds 50 and 150; bool."""
     down, right = (ndimage.sobel(levels, axis, mode="nearest") for axis in (0, 1))
     size = np.abs(down) + np.abs(right)
     padded = np.pad(size, 1)
     height, width = levels.shape
     ahead = lambda dy, dx: padded[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
-    # Along the gradient, in one of four directions; an edge is higher than what lies before it, no lower than after.
+    # Non-maximum suppression along the gradient, in one of four directions: an edge is higher than the pixel before it.
     flat, steep = np.tan(np.pi / 8), np.tan(3 * np.pi / 8)
     across, up = np.abs(right), np.abs(down)
     same = (down >= 0) == (right >= 0)

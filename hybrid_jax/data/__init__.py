@@ -1,1 +1,1 @@
-"""Images from disk to index order: sources, the image folder, and the stateless order of examples."""
+"""Data: sources, decoding, the image store, splits, the order of batches, augmentation."""

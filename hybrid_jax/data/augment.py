@@ -1,11 +1,11 @@
 """Views for the contrastive loss, made on the device inside the jitted step.
 
-Images are float32 (B, H, W, C) on the 0..255 scale, colour where C is 3. Every choice but one is drawn per image, from
-one key: the same key gives the same bits on any number of devices. The exception is the order of the jitter's steps,
-drawn once per batch and view.
+Images are float32 (B, H, W, C) on the 0..255 scale, in colour if C is 3. Random choices are made per image, except the
+order of the jitter's steps, which is drawn once per batch and view. All come from one key, and the result is the same
+on any number of devices.
 
-Each colour step equals torchvision's function of the same purpose, but for its rounding to whole levels between steps:
-ours keeps fractions. Its factor is (B, 1, 1, 1).
+Each colour step equals the corresponding torchvision function, but values are not rounded to integers between steps.
+Factors are (B, 1, 1, 1).
 """
 
 import dataclasses
@@ -33,14 +33,14 @@ def to_gray(images: jax.Array) -> jax.Array:
 
 
 def adjust_brightness(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Multiplies by `factor` and clips, as torchvision's adjust_brightness. TensorFlow's adds a constant instead."""
+    """Multiplies by `factor` and clips, like torchvision's adjust_brightness. TensorFlow's adds a constant instead."""
     return jnp.clip(images * factor, 0, 255)
 
 
 def adjust_contrast(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Moves values from each image's mean luma by `factor` and clips, as torchvision's adjust_contrast.
+    """Scales differences from each image's mean luma by `factor` and clips, like torchvision's adjust_contrast.
 
-    TensorFlow's takes each channel's own mean.
+    TensorFlow's uses the mean of each channel instead.
     """
     grey = luma(images) if images.shape[-1] == 3 else images[..., 0]
     mean = jnp.mean(grey, axis=(1, 2))[:, None, None, None]
@@ -48,23 +48,23 @@ def adjust_contrast(images: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def adjust_saturation(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Moves (B, H, W, 3) from each pixel's luma by `factor` and clips, as torchvision's adjust_saturation.
+    """Scales differences of (B, H, W, 3) from each pixel's luma by `factor` and clips, like torchvision's.
 
-    TensorFlow's scales S of HSV instead.
+    TensorFlow's adjust_saturation scales S of HSV instead.
     """
     gray = to_gray(images)
     return jnp.clip(gray + (images - gray) * factor, 0, 255)
 
 
 def shift_hue(images: jax.Array, turns: jax.Array) -> jax.Array:
-    """Shifts H of HSV, S and V kept, as torchvision's adjust_hue and tf.image's.
+    """Shifts the hue (H of HSV), like adjust_hue of torchvision and tf.image.
 
-    Never converts to HSV: a pixel's largest and smallest channel stay what they are, and each channel lies between
-    them by a trapezium over the hue (https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative).
+    Without conversion to HSV: the largest and smallest channel values of a pixel stay, and each channel is a piecewise
+    linear function of the hue between them (https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative).
 
     Args:
       images: (B, H, W, 3), any range.
-      turns: (B,) in turns of the colour circle; 1/3 takes red to green.
+      turns: (B,) in turns of the colour circle; 1/3 maps red to green.
     """
     red, green, blue = images[..., 0], images[..., 1], images[..., 2]
     high = jnp.maximum(jnp.maximum(red, green), blue)
@@ -74,7 +74,7 @@ def shift_hue(images: jax.Array, turns: jax.Array) -> jax.Array:
     sixths = jnp.where(high == red, (green - blue) * inverse, jnp.where(high == green, from_green, from_blue))
     sixths += 6 * turns[:, None, None]
 
-    # Channel by channel: in one array of all three, two times slower on a CPU.
+    # One channel at a time: twice as fast on CPUs as one array of all three.
     def channel(offset: int) -> jax.Array:
         place = sixths + offset
         place -= 6 * jnp.floor(place / 6)
@@ -84,7 +84,7 @@ def shift_hue(images: jax.Array, turns: jax.Array) -> jax.Array:
 
 
 def solarize(images: jax.Array) -> jax.Array:
-    """Inverts every value from 128 up (x -> 255 - x), as PIL's ImageOps.solarize and torchvision's."""
+    """Inverts values of at least 128 (x -> 255 - x), like PIL's ImageOps.solarize and torchvision's."""
     return jnp.where(images < SOLARIZE_FROM, images, 255 - images)
 
 
@@ -93,20 +93,22 @@ Step = Callable[[jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Strengths of the steps of one view, in the order in which they are applied; 0 (and a crop of 1) means never.
+    """Strengths of the steps of one view, in the order of application; 0 (1 for the crop) turns a step off.
 
     Attributes:
-      crop_min_area: share of the area that a random resized crop keeps, drawn from [this, 1].
+      crop_min_area: the area of a random resized crop is drawn from [this, 1], as a share.
       flip: probability of a horizontal flip.
-      brightness, contrast, saturation: factors drawn from [1 - this, 1 + this].
+      brightness: factor drawn from [1 - this, 1 + this].
+      contrast: factor drawn from [1 - this, 1 + this].
+      saturation: factor drawn from [1 - this, 1 + this].
       hue: shift in turns drawn from [-this, this].
-      grayscale: probability that colour is removed.
+      grayscale: probability of conversion to greyscale.
       blur: probability of a Gaussian blur, sigma from [0.1, 2] pixels.
-      solarize: probability that values from 128 up are inverted.
-      jitter_probability: probability that the jitter (brightness, contrast, saturation, hue) happens at all.
-      random_order: whether the jitter's steps come in random order, one order for a whole batch (torchvision draws
-        one per image, for which every image would have to pay for every order here). If not, they come in the order
-        above, and brightness is not clipped before the contrast.
+      solarize: probability of inverting values of at least 128.
+      jitter_probability: probability of the jitter (brightness, contrast, saturation, hue).
+      random_order: apply the jitter's steps in random order, one order per batch (torchvision draws one per image,
+        which under jit would compute every order for every image). Otherwise they are applied in the order above,
+        and brightness is not clipped before contrast.
     """
 
     crop_min_area: float = 1.0
@@ -123,9 +125,9 @@ class Recipe:
 
 
 _NONE = Recipe()
-# Crop as in Szegedy et al. 2015 (arXiv 1409.4842) and flip: usual for supervised ImageNet, torchvision's defaults.
+# Crop of Szegedy et al. 2015 (arXiv 1409.4842) and flip: standard for supervised ImageNet, torchvision's defaults.
 _CROP_FLIP = Recipe(crop_min_area=0.08, flip=0.5)
-# Ours, for small grey images: gentle crops, and contrast jitter so that features survive a change of light.
+# Ours, for small grey images: mild crops, and contrast jitter for invariance to illumination.
 _GREY_SMALL = Recipe(crop_min_area=0.3, flip=0.5, brightness=0.4, contrast=0.4, blur=0.2, random_order=False)
 # SimCLR (arXiv 2002.05709), appendix A: colour distortion of strength 1, for ImageNet.
 _SIMCLR = Recipe(
@@ -134,15 +136,15 @@ _SIMCLR = Recipe(
 )  # fmt: skip
 # The same paper on CIFAR-10, appendix B.9: strength 0.5, no blur.
 _SIMCLR_CIFAR = dataclasses.replace(_SIMCLR, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.0)
-# MoCo v2 (arXiv 2003.04297), and SimSiam (2011.10566) after it. Ours: the blur's kernel ends where SimCLR's does.
+# MoCo v2 (arXiv 2003.04297), also SimSiam (2011.10566). Ours: the blur's kernel size, as in SimCLR.
 _MOCO_V2 = dataclasses.replace(_SIMCLR_CIFAR, crop_min_area=0.2, blur=0.5)
-# MoCo v3 (arXiv 2104.02057), which took over the unequal views of BYOL (2006.07733, appendix B). Crop as its vision
-# transformers (its ResNets: 0.2); colour steps as torchvision's, where BYOL's code has TensorFlow's. Ours: the kernel.
+# MoCo v3 (arXiv 2104.02057), which uses the asymmetric views of BYOL (2006.07733, appendix B). Crop as for its vision
+# transformers (its ResNets: 0.2); colour steps as in torchvision (BYOL's code: TensorFlow). Ours: the kernel size.
 _MOCO_V3_FIRST = dataclasses.replace(_SIMCLR_CIFAR, saturation=0.2, blur=1.0)
 _MOCO_V3_SECOND = dataclasses.replace(_MOCO_V3_FIRST, blur=0.1, solarize=0.2)
 
-# The recipes of both views. In all of them ours: the jitter's order is drawn per batch, values are not rounded
-# between steps, a crop that would not fit is clipped (see random_resized_crop).
+# The recipes of both views. Ours in all of them: the jitter's order is drawn per batch, values are not rounded
+# between steps, crops that do not fit are clipped (see random_resized_crop).
 RECIPES: dict[str, tuple[Recipe, Recipe]] = {
     "none": (_NONE, _NONE),
     "crop_flip": (_CROP_FLIP, _CROP_FLIP),
@@ -155,7 +157,7 @@ RECIPES: dict[str, tuple[Recipe, Recipe]] = {
 
 
 def recipes_from_config(augment) -> tuple[Recipe, Recipe]:
-    """Returns the named recipes of both views; a strength that the config sets replaces that of both."""
+    """Returns the named recipes of both views; strengths set in the config replace those of both."""
     names = [f.name for f in dataclasses.fields(Recipe) if f.name in augment]
     changes = {name: augment[name] for name in names if augment[name] is not None}
     first, second = RECIPES[augment.recipe]
@@ -163,11 +165,11 @@ def recipes_from_config(augment) -> tuple[Recipe, Recipe]:
 
 
 def augment(key: jax.Array, images: jax.Array, recipe: Recipe) -> jax.Array:
-    """One random view of each image.
+    """Makes one random view of each image.
 
     Args:
       key: typed PRNG key.
-      images: (B, H, W, C) uint8 or float32 on the 0..255 scale; steps that need colour are left out unless C is 3.
+      images: (B, H, W, C) uint8 or float32 on the 0..255 scale; colour steps are skipped unless C is 3.
       recipe: strengths; static.
 
     Returns:
@@ -179,7 +181,7 @@ def augment(key: jax.Array, images: jax.Array, recipe: Recipe) -> jax.Array:
     if recipe.crop_min_area < 1 or recipe.flip > 0:
         x = random_resized_crop(keys[0], keys[1], x, recipe.crop_min_area, recipe.flip)
     plain, steps = x, _jitter_steps(keys, recipe, batch, channels)
-    # Later keys are folded in: a longer split would not have to begin with the same eight.
+    # Further keys are folded in, since a longer split would change the first eight.
     x = _in_random_order(jax.random.fold_in(key, 8), x, steps) if recipe.random_order else _in_turn(x, steps)
     if steps and recipe.jitter_probability < 1:
         x = jnp.where(_coin(keys[6], batch, recipe.jitter_probability), x, plain)
@@ -195,11 +197,11 @@ def augment(key: jax.Array, images: jax.Array, recipe: Recipe) -> jax.Array:
 
 
 def _jitter_steps(keys: jax.Array, recipe: Recipe, batch: int, channels: int) -> list[Step]:
-    """The active steps of torchvision's ColorJitter, in its default order; factors come from `keys` 2 to 5."""
+    """Returns the active steps of torchvision's ColorJitter, in its default order; factors use `keys` 2 to 5."""
 
     def brightness(x: jax.Array) -> jax.Array:
         factor = _factor(keys[2], batch, recipe.brightness)
-        # The fixed order leaves the clip to the contrast: recorded curves hang on its bits.
+        # In the fixed order only contrast clips, to reproduce recorded curves bit by bit.
         return adjust_brightness(x, factor) if recipe.random_order else x * factor
 
     def hue(x: jax.Array) -> jax.Array:
@@ -224,7 +226,7 @@ def _in_turn(images: jax.Array, steps: Sequence[Step]) -> jax.Array:
 
 
 def _in_random_order(key: jax.Array, images: jax.Array, steps: Sequence[Step]) -> jax.Array:
-    """Applies every step once to the whole batch, in an order drawn from `key`."""
+    """Applies every step once to the batch, in an order drawn from `key`."""
     if len(steps) < 2:
         return _in_turn(images, steps)
     order = jax.random.permutation(key, len(steps))
@@ -233,12 +235,12 @@ def _in_random_order(key: jax.Array, images: jax.Array, steps: Sequence[Step]) -
 
 
 def _one_by_one(steps: Sequence[Step], images: jax.Array, order: jax.Array) -> jax.Array:
-    # A loop compiles each step once; a switch over all orders would compile each 24 times.
+    # The loop compiles each step once; a switch over all orders would compile it 24 times.
     return jax.lax.scan(lambda x, step: (jax.lax.switch(step, steps, x), None), images, order)[0]
 
 
 def _all_at_once(steps: Sequence[Step], images: jax.Array, order: jax.Array) -> jax.Array:
-    # A GPU waits for the host to learn which step to run; four times the arithmetic of all is cheaper.
+    # On GPUs a switch waits for the host; computing every step four times is cheaper.
     for number in order:
         images = jax.lax.select_n(number, *(step(images) for step in steps))
     return images
@@ -257,15 +259,16 @@ def random_resized_crop(
 ) -> jax.Array:
     """Crop of Szegedy et al. 2015 (arXiv 1409.4842, section 6), resized back to full size, and horizontal flip.
 
-    As torchvision's RandomResizedCrop: area uniform in [min_area, 1], aspect log-uniform in [3/4, 4/3], bilinear.
-    Ours: the aspect is relative to the image's own, positions and sizes are not rounded to pixels, and a crop that
-    would be higher or wider than the image is clipped where torchvision draws again.
+    Like torchvision's RandomResizedCrop: area uniform in [min_area, 1], aspect ratio log-uniform in [3/4, 4/3],
+    bilinear. Ours: the aspect ratio is relative to that of the image, positions and sizes are not rounded to pixels,
+    and a crop higher or wider than the image is clipped (torchvision draws again).
 
     Args:
-      key, flip_key: typed PRNG keys.
+      key: typed PRNG key of the crop.
+      flip_key: typed PRNG key of the flip.
       images: (B, H, W, C) float32.
-      min_area: smallest share of the area; 1 leaves out the crop.
-      flip: probability.
+      min_area: smallest share of the area; 1 = no crop.
+      flip: probability of a flip.
 
     Returns:
       (B, H, W, C) float32.
@@ -285,15 +288,15 @@ def random_resized_crop(
     rows = _interpolation(top, crop_h, height)
     columns = _interpolation(left, crop_w, width)
     columns = jnp.where(flipped, columns[:, ::-1], columns)
-    # Two small matrix products; enlarging needs no antialiasing. Accelerators would round pixels to bfloat16.
+    # Enlarging needs no antialiasing. By default accelerators would round pixels to bfloat16.
     x = jnp.einsum("byh,bhwc->bywc", rows, images, precision="highest")
     return jnp.einsum("bxw,bywc->byxc", columns, x, precision="highest")
 
 
 def _interpolation(start: jax.Array, length: jax.Array, size: int) -> jax.Array:
-    """(B,) starts and lengths -> (B, size, size) bilinear weights of output pixel by input pixel."""
+    """(B,) starts and lengths -> (B, size, size) bilinear weights, output by input pixel."""
     centre = start[:, None] + (jnp.arange(size) + 0.5) / size * length[:, None] - 0.5
-    # Clamped to the crop, so that nothing outside it bleeds in at the border.
+    # Clamped to the crop, so that pixels outside do not bleed in.
     low, high = start[:, None], start[:, None] + length[:, None] - 1
     centre = jnp.clip(centre, jnp.minimum(low, high), jnp.maximum(low, high))
     centre = jnp.clip(centre, 0, size - 1)
@@ -301,9 +304,9 @@ def _interpolation(start: jax.Array, length: jax.Array, size: int) -> jax.Array:
 
 
 def gaussian_blur(images: jax.Array, sigma: jax.Array) -> jax.Array:
-    """Gaussian blur as SimCLR's (arXiv 2002.05709, appendix A): kernel side a tenth of the image's, made odd.
+    """Gaussian blur of SimCLR (arXiv 2002.05709, appendix A): kernel size a tenth of the image's, made odd.
 
-    Borders are reflected, as torchvision's; the smallest kernel is 3 pixels wide, ours.
+    Borders are reflected, as in torchvision. Ours: the kernel has at least 3 pixels.
 
     Args:
       images: (B, H, W, C) float32, sides of at least 2.
@@ -326,11 +329,11 @@ def gaussian_blur(images: jax.Array, sigma: jax.Array) -> jax.Array:
 
 
 def keep_patches(key: jax.Array, batch: int, num_patches: int, share: float) -> jax.Array | None:
-    """Which patches each view keeps.
+    """Draws the patches that each view keeps.
 
     Returns:
-      (batch, Q) int32, sorted, drawn without repetition; Q = share * num_patches rounded, at least one.
-      None where all are kept.
+      (batch, Q) int32 indices, sorted, without repetition; Q = share * num_patches rounded, at least one.
+      None if all are kept.
     """
     kept = max(1, round(share * num_patches))
     if kept >= num_patches:

@@ -1,4 +1,4 @@
-"""What a run sees of its data: splits of uint8 images, in memory or on disk."""
+"""Data sets as splits of uint8 images, in memory or on disk."""
 
 import dataclasses
 from typing import Any
@@ -11,12 +11,12 @@ from hybrid_jax.errors import reject
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Images that belong together.
+    """Images of one split.
 
     Attributes:
       images: (n, H, W, C) uint8, in memory or read on demand.
-      labels: (n,) int32, or None where they are not known.
-      names: of the image files, or None.
+      labels: (n,) int32, or None if unknown.
+      names: names of the image files, or None.
       sizes: (n, 2) int32, height and width before resizing, in pixels; or None.
     """
 
@@ -26,7 +26,7 @@ class Split:
     sizes: np.ndarray | None = None
 
     def take(self, rows: np.ndarray) -> "Split":
-        """Returns these images in this order; those on disk stay there."""
+        """Returns the given rows in order; images on disk are not read."""
         return Split(
             self.images.select(rows) if isinstance(self.images, StoredImages) else self.images[rows],
             None if self.labels is None else self.labels[rows],
@@ -35,7 +35,7 @@ class Split:
         )
 
     def in_memory(self) -> "Split":
-        """Returns the same split with its images read."""
+        """Returns the same split with its images in memory."""
         if isinstance(self.images, np.ndarray):
             return self
         return dataclasses.replace(self, images=self.images.to_memory())
@@ -43,16 +43,18 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-    """What a run sees of a data set.
+    """A data set as a run uses it. Splits are disjoint and in a fixed random order.
 
     Attributes:
       name: as in config.data.name.
-      train, validation, test: disjoint splits in a fixed random order; the last two may be None.
-      labelled: training and validation split of the probes, where these are not `train` and `validation`.
-      class_names: in the order of the labels, or None.
-      fingerprint: hex digest of pixels, labels, splits and order; changes when the data does.
+      train: the training split.
+      validation: the validation split, or None.
+      test: the test split, or None.
+      labelled: training and validation split of the probes, if different from `train` and `validation`.
+      class_names: names in the order of the labels, or None.
+      fingerprint: hex digest of pixels, labels, splits and order.
       notes: lines for the log.
-      held_out: test images of classes that no other split has, or None.
+      held_out: test images of classes excluded from all other splits, or None.
     """
 
     name: str
@@ -66,15 +68,15 @@ class DataSet:
     held_out: Split | None = None
 
     def check(self, fingerprint: str | None, path: str) -> None:
-        """Raises UserError where this is not the data of a checkpoint, if it has any; `path` is config.data.path."""
+        """Raises UserError if a checkpoint's fingerprint is of other data; `path` is config.data.path."""
         if fingerprint is not None and self.fingerprint != fingerprint:
-            allowed = "the images, labels or splits are not those the workdir was trained on; put them back"
+            allowed = "the images, labels or splits differ from those the workdir was trained on; restore them"
             raise reject("data.path", path, f"{allowed}, or train in another --workdir")
 
     def for_evaluation(self, max_images: int) -> "DataSet":
-        """Returns what evaluators see: probes' splits for `train` and `validation`, at most `max_images` of each.
+        """Returns the data for evaluators: the probes' `train` and `validation`, at most `max_images` per split.
 
-        A split in a random order is represented by its first images. `notes` says what was cut.
+        Splits are in random order, so the first images are kept. `notes` lists the splits that were cut.
         """
         train, validation = self.labelled or (self.train, self.validation)
         splits: dict[str, Any] = {
@@ -87,13 +89,13 @@ class DataSet:
         for name, split in splits.items():
             if split is not None and len(split.images) > max_images:
                 kind = f"{len(split.images):,} {name.replace('_', ' ')}"
-                notes.append(f"evaluators see {max_images:,} of {kind} images (eval.max_images)")
+                notes.append(f"evaluators use {max_images:,} of {kind} images (eval.max_images)")
                 splits[name] = split.take(np.arange(max_images))
         seen = f"{self.fingerprint}, at most {max_images}" if notes else self.fingerprint
         return dataclasses.replace(self, **splits, labelled=None, fingerprint=seen, notes=tuple(notes))
 
     def in_memory(self) -> "DataSet":
-        """Returns the same data with the images of the three splits read."""
+        """Returns the same data with the images of all splits but `labelled` in memory."""
         names = ("train", "validation", "test", "held_out")
         splits: dict[str, Any] = {name: split.in_memory() for name in names if (split := getattr(self, name))}
         return dataclasses.replace(self, **splits)

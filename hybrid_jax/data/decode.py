@@ -1,4 +1,4 @@
-"""Image files and arrays of every kind -> uint8 pixels of the model's shape."""
+"""Decoding of image files and arrays to uint8 pixels of the model's shape."""
 
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,8 +9,8 @@ import numpy as np
 from hybrid_jax.data.store import Chunk
 from hybrid_jax.errors import UserError, reject
 
-_ORIENTATION = 0x0112  # EXIF; above 4, height and width change places
-_THREADS_ABOVE = 2**17  # bytes of an image; smaller ones are resized sooner than a thread is asked to
+_ORIENTATION = 0x0112  # EXIF tag; above 4, height and width are swapped
+_THREADS_ABOVE = 2**17  # bytes of an image; for smaller ones threads cost more than they save
 
 
 def chunks(
@@ -19,18 +19,18 @@ def chunks(
     """Decodes image files in threads.
 
     Args:
-      root: the folder the names are relative to.
-      names: the files, in the order of the result.
+      root: folder that the names are relative to.
+      names: names of the files, in the order of the result.
       size: (height, width) of the result, in pixels.
       channels: 1 or 3.
-      on_error: at an unreadable file, `stop`, or `skip` it.
+      on_error: on an unreadable file, `stop` or `skip`.
       at_once: images in memory at a time.
 
     Yields:
-      Chunks with the names and original sizes of the images that could be read, in order.
+      Chunks with names and original sizes of the readable images, in order.
 
     Raises:
-      UserError: an unreadable file with `stop`.
+      UserError: a file is unreadable and `on_error` is `stop`.
     """
     pool = ThreadPoolExecutor()
     try:
@@ -60,33 +60,32 @@ def _chunk(root: pathlib.Path, names: list[str], decoded: Iterable, on_error: st
 
 
 def unreadable(line: str) -> UserError:
-    """Returns the error for an image file that cannot be read, from the line `path: reason`."""
+    """Returns the error for an unreadable image file, from the line `path: reason`."""
     path, _, reason = line.partition(": ")
     allowed = f"cannot be read as an image ({reason}); remove it, or set data.on_error=skip"
     return reject("data.path", path, allowed)
 
 
 def _decode(path: pathlib.Path, size: tuple[int, int], channels: int) -> tuple[np.ndarray, tuple[int, int]] | str:
-    """One file's image and its original (height, width), or the reason why it cannot be read."""
+    """Returns a file's image and its original (height, width), or the reason why it is unreadable."""
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
             original = image.size if image.getexif().get(_ORIENTATION, 1) > 4 else image.size[::-1]
-            # A JPEG decodes several times faster to a size that is still twice what is needed.
+            # JPEGs decode several times faster at reduced size; twice the target size is enough.
             image.draft(None, (2 * max(size), 2 * max(size)))
             ImageOps.exif_transpose(image, in_place=True)
             return fit_image(image, size, channels), original
-    except Exception as error:  # decoders meet damaged files with errors of every type
+    except Exception as error:  # decoders raise many types for damaged files
         return " ".join(str(error).split()) or type(error).__name__
 
 
 def fit_image(image, size: tuple[int, int], channels: int) -> np.ndarray:
-    """Brings a picture to the model's shape.
+    """Converts an image to the model's shape.
 
-    16 bits are scaled to 8, transparent pixels are composited on black, then colours are converted. The
-    shorter side is made to fit with an antialiased bicubic filter, the longer side is cropped around the
-    centre.
+    16-bit values are scaled to 8 bits, transparent pixels composited on black, then colours converted. The
+    shorter side is resized with an antialiased bicubic filter, the longer side is centre-cropped.
 
     Args:
       image: a PIL image of any mode.
@@ -109,7 +108,7 @@ def fit_image(image, size: tuple[int, int], channels: int) -> np.ndarray:
 
 
 def fit_images(images: Sequence[np.ndarray] | np.ndarray, size: tuple[int, int], channels: int) -> np.ndarray:
-    """Brings arrays to the model's shape, as `fit_image` does; those that have it are copied.
+    """Converts arrays to the model's shape, as `fit_image`; arrays of that shape are copied.
 
     Args:
       images: each (h, w) or (h, w, c), uint8 or uint16; c is 1, 3, or 2 or 4 with alpha.

@@ -1,7 +1,7 @@
-"""How the batches of a run's steps reach its devices.
+"""Transfer of batches to the devices.
 
-From the host, step by step; or, on accelerators, out of all images, which are put on every device once: a step then
-costs the host one small launch, and nothing is copied. Both give the same batches.
+Either the host sends each batch, or all images are kept on every accelerator and batches are gathered there, without
+copies from the host. Both give the same batches.
 """
 
 from collections.abc import Iterator
@@ -18,9 +18,13 @@ def batches(images, seed: int, batch_size: int, start: int, stop: int, mesh: Mes
     """Returns an iterator over the global batches of steps `start` to `stop`, in the order of `pipeline`.
 
     Args:
-      images, seed, batch_size, start, stop: as of `pipeline.batches`.
-      mesh: over whose batch axes the batches are cut.
-      on_device: gather them from images that every device holds, as `fits_devices` advises.
+      images: as in `pipeline.batches`.
+      seed: as in `pipeline.batches`.
+      batch_size: as in `pipeline.batches`.
+      start: as in `pipeline.batches`.
+      stop: as in `pipeline.batches`.
+      mesh: mesh whose batch axes the batches are sharded over.
+      on_device: keep the images on every device and gather batches there (see `fits_devices`).
 
     Returns:
       Iterator over (batch_size, H, W, C) uint8 global arrays.
@@ -35,7 +39,7 @@ def batches(images, seed: int, batch_size: int, start: int, stop: int, mesh: Mes
 
 
 def fits_devices(images, mesh: Mesh, most_gib: float) -> bool:
-    """Returns whether images belong on the devices: accelerators, images in memory, no more GiB than these."""
+    """Returns whether to keep images on the devices: accelerators, images in memory, at most `most_gib` GiB."""
     in_memory = isinstance(images, np.ndarray)
     return in_memory and mesh.devices.flat[0].platform != "cpu" and images.nbytes <= most_gib * 2**30
 
@@ -46,7 +50,7 @@ def _gathered(images: np.ndarray, seed: int, batch_size: int, start: int, stop: 
     (held,) = sharding.place([images], [everywhere])
 
     def take(images: jax.Array, order: jax.Array, index: jax.Array) -> jax.Array:
-        # Each device looks up the rows of its own part of the batch.
+        # Each device gathers only the rows of its part of the batch.
         rows = jax.lax.dynamic_slice_in_dim(order, index * batch_size, batch_size)
         return images[jax.lax.with_sharding_constraint(rows, sharding.batch_sharding(mesh))]
 

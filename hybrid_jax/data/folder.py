@@ -1,4 +1,4 @@
-"""Folders of image files: which files there are, their splits and their classes."""
+"""Folders of image files: their files, splits and classes."""
 
 import dataclasses
 import hashlib
@@ -20,9 +20,9 @@ class Layout:
 
     Attributes:
       root: the folder.
-      splits: the image names of each split: relative POSIX paths in sorted order.
-      class_names: the classes in the order of their labels, or None where there are none.
-      num_ignored: images outside the split folders, where there are split folders.
+      splits: {split: image names}, as sorted relative POSIX paths.
+      class_names: class names in the order of the labels, or None without classes.
+      num_ignored: number of images outside the split folders, if there are split folders.
     """
 
     root: pathlib.Path
@@ -31,7 +31,7 @@ class Layout:
     num_ignored: int
 
     def labels(self, split: str, names: list[str]) -> np.ndarray | None:
-        """Returns (n,) int32 labels of images of a split; None if one lies outside the class folders."""
+        """Returns (n,) int32 labels of images of a split; None if an image is outside the class folders."""
         if self.class_names is None:
             return None
         index: dict[str | None, int] = {class_name: i for i, class_name in enumerate(self.class_names)}
@@ -42,12 +42,12 @@ class Layout:
 def scan(path: str) -> Layout:
     """Finds the images of a folder, its splits and its classes.
 
-    `train/`, `validation/`, `test/` and `labelled/` at the top are splits; without them every image is
-    `train`. The direct sub-folders of `labelled/`, else of `train/`, else of the folder itself are the classes
-    if there are at least two and every image of that split lies in one.
+    Top-level folders `train/`, `validation/`, `test/` and `labelled/` are splits; without them all images are
+    `train`. The direct sub-folders of `labelled/`, else of `train/`, else of the folder itself are the classes,
+    if there are at least two and every image of that split is in one.
 
     Raises:
-      UserError: no such folder, not a folder, or no image in it.
+      UserError: the path does not exist, is not a folder, or contains no images.
     """
     root = pathlib.Path(path).expanduser()
     if not path:
@@ -60,7 +60,7 @@ def scan(path: str) -> Layout:
         raise reject("data.path", path, "must hold PNG, JPEG, WebP or BMP images; it holds none")
     by_split = {split: [name for name in names if name.startswith(f"{split}/")] for split in SPLITS}
     splits = {split: found for split, found in by_split.items() if found}
-    if not splits or list(splits) == ["labelled"]:  # a class of that name
+    if not splits or list(splits) == ["labelled"]:  # a class named labelled
         splits = {"train": names}
     first = "labelled" if "labelled" in splits else next(iter(splits))
     found = {_class_of(name, first) for name in splits[first]}
@@ -70,15 +70,15 @@ def scan(path: str) -> Layout:
 
 
 def _class_of(name: str, split: str) -> str | None:
-    """The direct sub-folder of its split that an image lies in, if any."""
+    """Returns the direct sub-folder of the split that contains an image, if any."""
     folder, slash, _ = name.removeprefix(f"{split}/").partition("/")
     return folder if slash else None
 
 
 def find_images(root: pathlib.Path) -> list[str]:
-    """Returns the images under a folder at any depth: relative POSIX paths in sorted order.
+    """Returns the images under a folder at any depth, as sorted relative POSIX paths.
 
-    Links are followed, except to a folder they lie in. Names that start with a dot are left out.
+    Symbolic links are followed, except to a parent folder. Names that start with a dot are skipped.
     """
     names = []
     for folder, subfolders, files in os.walk(root, followlinks=True):
@@ -97,7 +97,7 @@ def _is_loop(folder: pathlib.Path) -> bool:
 
 
 def fingerprint(root: pathlib.Path, names: list[str]) -> str:
-    """Returns a hex digest of the files' names, sizes and times of change: of what a cached copy depends on."""
+    """Returns a hex digest of the files' names, sizes and modification times, the key of a cached copy."""
     digest = hashlib.blake2b(digest_size=16)
     for name in names:
         try:

@@ -1,4 +1,4 @@
-"""Images that are handed to a trained model: arrays, files and folders, brought to its shape a batch at a time."""
+"""Input images for a trained model, from arrays, files or folders, converted to its shape batch by batch."""
 
 import os
 import pathlib
@@ -17,14 +17,14 @@ _CHANNELS = (1, 2, 3, 4)
 
 
 class Inputs:
-    """Images that can be read in order; `len` counts them before any is read.
+    """Images to be read in order; `len` is known before any is read.
 
     Attributes:
-      skipped: one line for each file that could not be read, of those read so far.
+      skipped: one line per unreadable file so far.
     """
 
     def __init__(self, root: pathlib.Path | None, items: Any):
-        """Holds the names of files under a folder, or without one an array or list of images."""
+        """Takes names of files under the folder `root`; or an array or list of images if `root` is None."""
         self._root, self._items = root, items
         self.skipped: list[str] = []
 
@@ -32,19 +32,19 @@ class Inputs:
         return len(self._items)
 
     def chunks(self, size: tuple[int, int], channels: int, at_once: int, on_error: str) -> Iterator[Chunk]:
-        """Brings the images to one shape, as the data of a training run are.
+        """Reads images and converts them to one shape, like training data.
 
         Args:
           size: (height, width) of the result, in pixels.
           channels: 1 or 3.
           at_once: images in memory at a time.
-          on_error: at an unreadable file, `stop`, or `skip` it.
+          on_error: on an unreadable file, `stop` or `skip`.
 
         Yields:
-          Chunks with names: relative POSIX paths, of arrays the row numbers.
+          Chunks with names: relative POSIX paths, or row numbers for arrays.
 
         Raises:
-          UserError: an unreadable file with `stop`, or all are unreadable.
+          UserError: a file is unreadable and `on_error` is `stop`, or all are unreadable.
         """
         if on_error not in ("stop", "skip"):
             raise UserError(f"on_error={on_error!r}: must be stop or skip")
@@ -65,14 +65,14 @@ class Inputs:
 
 
 def open_inputs(images: Images | Inputs) -> Inputs:
-    """Finds out what there is to read, without reading pixels.
+    """Opens input images, without reading pixels.
 
     Args:
-      images: a folder, searched at any depth; an image file; an .npy of uint8 images, which is read from
-        disk batch by batch and never unpickled; or such images as an array or as a list of arrays.
+      images: a folder, searched at any depth; an image file; an .npy file of uint8 images, which is read batch by
+        batch and never unpickled; or an array or list of arrays of uint8 images.
 
     Raises:
-      UserError: nothing there, or arrays of another shape or dtype.
+      UserError: there are no images, or arrays have another shape or dtype.
     """
     if isinstance(images, Inputs):
         return images
@@ -103,29 +103,33 @@ def _open_path(path: pathlib.Path) -> Inputs:
     if path.suffix.lower() != ".npy":
         return Inputs(path.parent, [path.name])
     try:
-        # A size that no number holds is an error too.
+        # An overflow of the size is an error too.
         with np.errstate(over="raise"):
             array = np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # damaged headers end in errors of every type
+    except Exception as error:  # damaged headers raise many types
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: cannot be read as an .npy file of uint8 images ({reason})") from error
     _check(str(path), array, "n, ")
     return _of_array(str(path), array)
 
 
+def _is_of_images(shape: tuple[int, ...], several: bool) -> bool:
+    """Returns whether an array of this shape is an image, grey or colour, or one of `several`."""
+    colour = len(shape) == 3 and shape[2] in _CHANNELS
+    # Otherwise one (h, w, 3) image would count as h grey ones of width 3.
+    grey = len(shape) == 2 and not (several and shape[1] in _CHANNELS)
+    return (colour or grey) and 0 not in shape
+
+
 def _check(what: str, images: Any, first: str) -> None:
-    """Refuses what is not uint8 images; `first` is the axis before theirs, if there is one."""
+    """Raises UserError unless these are uint8 images; `first` names the batch axis, if there is one."""
     if not hasattr(images, "shape") or not hasattr(images, "dtype"):
         raise UserError(f"{what} of type {type(images).__name__}: must be an array of dtype uint8")
     shape, dtype = tuple(images.shape), images.dtype
     if dtype != np.uint8:
         hint = "; from [0, 1]: (255 * images).round().astype('uint8')" if "float" in str(dtype) else ""
         raise UserError(f"{what} of dtype {dtype}: must be uint8, 0 to 255{hint}")
-    inner = shape[1:] if first else shape
-    colour = len(inner) == 3 and inner[2] in _CHANNELS
-    # Else one (h, w, 3) image would be taken for h grey ones of width 3.
-    grey = len(inner) == 2 and not (first and inner[1] in _CHANNELS)
-    if not (colour or grey) or 0 in inner:
+    if not _is_of_images(shape[1:] if first else shape, bool(first)):
         single = "; a single image as images[None]" if first and len(shape) == 3 else ""
         allowed = f"must be ({first}h, w) or ({first}h, w, c) with c = 1 to 4{single}"
         raise UserError(f"{what} of shape {shape}: {allowed}")

@@ -1,4 +1,4 @@
-"""Which images belong together: pure functions of their arguments, so there is no iterator state to save."""
+"""Order of images in batches and splits: pure functions, so there is no iterator state to save."""
 
 import functools
 from collections.abc import Iterator
@@ -7,14 +7,14 @@ import numpy as np
 
 from hybrid_jax.errors import reject
 
-# Not config.seed: runs with different seeds are judged on the same held-out images.
+# Not config.seed, so that runs with different seeds are evaluated on the same held-out images.
 _SPLIT_SEED = 0
 _THREADS = 4
 _BATCHES_AHEAD = 8
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
-    """Returns how many whole batches one pass over the images gives.
+    """Returns the number of whole batches in one pass over the images.
 
     Raises:
       UserError: the batch is larger than the data.
@@ -25,14 +25,13 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
 
 
 def batch_indices(seed: int, step: int, num_images: int, batch_size: int) -> np.ndarray:
-    """Returns which images the global batch of a step holds.
+    """Returns the indices of the images in the global batch of a step.
 
-    Each epoch is a fresh permutation whose incomplete last batch is dropped, so no batch holds an image
-    twice.
+    Each epoch is a new permutation without its incomplete last batch, so no batch has an image twice.
 
     Args:
-      seed: of the order.
-      step: counted from 0 over the whole run.
+      seed: seed of the order.
+      step: step from the start of the run, from 0.
       num_images: size of the training split.
       batch_size: global images per step.
 
@@ -49,20 +48,20 @@ def batch_indices(seed: int, step: int, num_images: int, batch_size: int) -> np.
 def batches(
     images, seed: int, batch_size: int, start: int, stop: int, rows: slice | np.ndarray = slice(None)
 ) -> Iterator[np.ndarray]:
-    """Yields the images of steps `start` to `stop`, or the part of each that one host holds.
+    """Yields the images of steps `start` to `stop`, or the rows of each batch that one host needs.
 
-    Images in memory are gathered when asked for; others are read ahead by grain's threads, in the same order.
+    Images in memory are gathered on demand; others are prefetched by grain's threads, in the same order.
 
     Args:
       images: (n, H, W, C) uint8, an array or `StoredImages`.
-      seed: of the order.
+      seed: seed of the order.
       batch_size: global images per step.
-      start: the first step; a resumed run begins anywhere.
-      stop: the step before which to end.
-      rows: which rows of each global batch to read.
+      start: the first step.
+      stop: the step after the last.
+      rows: rows of each global batch to read.
 
     Yields:
-      (len(rows), H, W, C) uint8, step after step.
+      (len(rows), H, W, C) uint8, one per step.
 
     Raises:
       UserError: the batch is larger than the data, or a record is damaged.
@@ -74,7 +73,7 @@ def batches(
 
     if isinstance(images, np.ndarray):
         return map(read, range(start, stop))
-    import grain  # here: it takes longer to import than images in memory take to be ready
+    import grain  # slow import, not needed for images in memory
 
     ahead = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
     return iter(grain.MapDataset.range(start, stop).map(read).to_iter_dataset(ahead))
@@ -82,7 +81,7 @@ def batches(
 
 @functools.lru_cache(maxsize=2)
 def permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
-    """Returns the order of an epoch, (num_images,) int64; read-only, because every caller shares the cached array."""
+    """Returns the order of an epoch, (num_images,) int64; read-only, since the cached array is shared."""
     entropy = np.random.SeedSequence(seed, spawn_key=(epoch,))
     order = np.random.default_rng(entropy).permutation(num_images)
     order.flags.writeable = False
@@ -90,15 +89,15 @@ def permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
 
 
 def mixed_order(num_images: int) -> np.ndarray:
-    """Returns a permutation, (num_images,) int64, always the same for the same number."""
+    """Returns a fixed permutation of `num_images` images, (num_images,) int64."""
     return np.random.default_rng(_SPLIT_SEED).permutation(num_images)
 
 
 def hold_out(num_images: int, percent: float) -> tuple[np.ndarray, np.ndarray]:
-    """Draws a share of at least one image, always the same for the same arguments.
+    """Draws `percent` of the images, at least one, with a fixed seed.
 
     Returns:
-      kept, held: int64 indices in rising order; disjoint, together all images. `kept` may be empty.
+      Disjoint int64 indices (kept, held), ascending, together all images. `kept` may be empty.
     """
     count = min(num_images, max(1, round(num_images * percent / 100)))
     order = mixed_order(num_images)

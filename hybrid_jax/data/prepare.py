@@ -1,4 +1,4 @@
-"""Prepares an image set of tfds once, to be read ever after without TensorFlow.
+"""Prepares an image data set of TensorFlow Datasets (tfds), to be read without TensorFlow.
 
 python -m hybrid_jax.data.prepare NAME [--data_dir=DIR] [--manual_dir=DIR] [--file_format=array_record|tfrecord]
 """
@@ -27,24 +27,24 @@ from hybrid_jax.utils.cli import Parser
 
 FORMATS = ("array_record", "tfrecord")
 _NOT_PREPARED = ("embedded", "digits", "folder")
-_FEW = 20  # configs that one line can list
+_FEW = 20  # configs to list in one line
 
 Say = Callable[[str], None]
 PIP = "pip install 'tensorflow-cpu>=2.20'"
 
 
 def prepare(name: str, data_dir: str, manual_dir: str, file_format: str, say: Say) -> reader.Prepared:
-    """Prepares a set unless it is already; any number of processes may do so at once.
+    """Prepares a data set unless it is already; safe to call from several processes at once.
 
     Args:
       name: `set`, `set/config` or `set:version`.
-      data_dir: where prepared sets lie; empty = the default of tfds, which honours TFDS_DATA_DIR.
-      manual_dir: a folder of archives fetched by hand; empty = they are downloaded.
-      file_format: one of FORMATS; empty = as it is prepared, or array_record.
-      say: is given lines for the user.
+      data_dir: folder of prepared sets; empty = the default of tfds, which honours TFDS_DATA_DIR.
+      manual_dir: folder of manually downloaded archives; empty = download them.
+      file_format: one of FORMATS; empty = the existing format, or array_record.
+      say: function that prints a line.
 
     Raises:
-      UserError: any reason why it cannot be prepared, in one line.
+      UserError: the set cannot be prepared; the message is one line with the reason.
     """
     root = pathlib.Path(reader.data_root(data_dir))
     if manual_dir and not os.path.isdir(os.path.expanduser(manual_dir)):
@@ -57,7 +57,7 @@ def prepare(name: str, data_dir: str, manual_dir: str, file_format: str, say: Sa
     _check_manual_files(builder, name, manual)
     try:
         with downloads.alone(root, reader.base_name(name), say):
-            # In this order: another process may finish in between, where there are no locks.
+            # In this order, since without file locks another process may finish in between.
             exists = builder.data_path.exists()
             if not (prepared := _find(name, root, file_format)):
                 if exists:
@@ -75,7 +75,7 @@ def prepare(name: str, data_dir: str, manual_dir: str, file_format: str, say: Sa
 
 
 def _find(name: str, root: pathlib.Path, file_format: str) -> reader.Prepared | None:
-    """The set if it lies prepared with all its files."""
+    """Returns the set if it is prepared with all its files."""
     if not reader.is_name(name):
         return None
     prepared = reader.find(name, str(root))
@@ -97,7 +97,7 @@ def _summary(prepared: reader.Prepared, data_dir: str) -> str:
 
 
 def _builder(name: str, root: pathlib.Path, file_format: str) -> tfds.core.DatasetBuilder:
-    """The builder of a set that can be prepared here, as far as can be known before its download."""
+    """Returns the builder of a set after all checks that are possible before its download."""
     base, known = reader.base_name(name), tfds.list_builders(with_community_datasets=False)
     if base not in known or not reader.is_name(name):
         raise UserError(f"{name}: no such data set{nearest(base, known)}; must be SET or SET/CONFIG of tfds")
@@ -107,7 +107,7 @@ def _builder(name: str, root: pathlib.Path, file_format: str) -> tfds.core.Datas
         reader.check_features(name, builder.info.features)
     except UserError:
         raise
-    except Exception as error:  # the set's own code runs
+    except Exception as error:  # raised by the set's code
         raise UserError(explain(error, name)) from error
     if _needs_tensorflow(builder, file_format) and importlib.util.find_spec("tensorflow") is None:
         raise UserError(tensorflow_is_missing(name))
@@ -126,7 +126,7 @@ def _check_config(name: str, configs: list[str]) -> None:
 
 
 def _needs_tensorflow(builder: tfds.core.DatasetBuilder, file_format: str) -> bool:
-    """What tfds itself or the set's code surely uses TensorFlow for; the rest shows while it is prepared."""
+    """Returns whether preparation is known to need TensorFlow; other uses only show during preparation."""
     code = vars(sys.modules[type(builder).__module__]).values()
     archives = [resource.guess_extract_method(info.filename or url) for url, info in (builder.url_infos or {}).items()]
     return (
@@ -138,41 +138,45 @@ def _needs_tensorflow(builder: tfds.core.DatasetBuilder, file_format: str) -> bo
 
 def _check_manual_files(builder: tfds.core.DatasetBuilder, name: str, manual: pathlib.Path) -> None:
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not (manual.is_dir() and any(manual.iterdir())):
-        raise UserError(manual_files(builder, name, manual, "nothing is there"))
+        raise UserError(manual_files(builder, name, manual, "the folder is empty or missing"))
 
 
 def _run(builder: tfds.core.DatasetBuilder, name: str, root: pathlib.Path, manual: pathlib.Path) -> None:
     for url, info in (builder.url_infos or {}).items():
-        # tfds looks in the manual folder for files whose name it recorded; of some sets it did not.
+        # tfds looks in the manual folder only for recorded file names, which some sets lack.
         info.filename = info.filename or url.partition("?")[0].rpartition("/")[2]
     with downloads.watched(root, builder.name) as (asked, extracted):
         options = tfds.download.DownloadConfig(extracted, manual, try_download_gcs=False)
         try:
-            # What tfds prints says less than its progress bars, which go to stderr.
+            # The progress bars of tfds go to stderr; its other output is not needed.
             with contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare(download_config=options)
-        except Exception as error:  # of tfds, of the set's own code and of what it imports
-            # Where there are no file locks, the first process wins and the others fail in many ways.
+        except Exception as error:  # raised by tfds, the set's code or its imports
+            # Without file locks, the first process succeeds and the others fail in many ways.
             if not builder.data_path.exists():
                 raise UserError(explain(error, name, builder, manual, asked)) from error
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser("python -m hybrid_jax.data.prepare", description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("name", metavar="NAME", help="a set of tfds, such as cifar10 or downsampled_imagenet/32x32")
-    parser.add_argument("--data_dir", default="", help="where it is put (default: TFDS_DATA_DIR, else tfds's own)")
-    parser.add_argument("--manual_dir", default="", help="folder of the original archives, where there is no network")
+    parser.add_argument("name", metavar="NAME", help="a tfds data set, such as cifar10 or downsampled_imagenet/32x32")
+    parser.add_argument(
+        "--data_dir", default="", help="folder of prepared sets (default: TFDS_DATA_DIR, else that of tfds)"
+    )
+    parser.add_argument(
+        "--manual_dir", default="", help="folder of manually downloaded archives, to prepare without network"
+    )
     parser.add_argument("--file_format", default="", choices=FORMATS, help="default: array_record")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> int:
-    """Entry point of `python -m hybrid_jax.data.prepare`; returns the exit code, 2 at a mistake to mend."""
-    # Else TensorFlow's first lines are about itself.
+    """Entry point of `python -m hybrid_jax.data.prepare`; returns the exit code, 2 for a user error."""
+    # Silences TensorFlow's start-up messages.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     logging.set_verbosity(logging.WARNING)
-    # So that half-written files are removed.
+    # Removes partially written files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         flags = _parse(argv)
@@ -198,19 +202,19 @@ def _say(line: str) -> None:
 if __name__ == "__main__":
     exit_code = main(sys.argv[1:])
     sys.stderr.flush()
-    # Threads of tfds may still be downloading, and would be waited for.
+    # Does not wait for tfds threads that are still downloading.
     os._exit(exit_code)
 
 
 def tensorflow_is_missing(name: str) -> str:
-    """Returns the line for a set that only TensorFlow can prepare, where there is none."""
-    return f"{name} needs TensorFlow to be prepared (not to be read): {PIP}"
+    """Returns the message for a set that needs TensorFlow, which is not installed."""
+    return f"{name} needs TensorFlow for preparation (not for reading): {PIP}"
 
 
 def manual_files(builder: tfds.core.DatasetBuilder, name: str, manual: pathlib.Path, reason: str) -> str:
-    """Returns the line for a set whose files must be fetched by hand, but cannot be used as they are in `manual`."""
+    """Returns the message for a set whose files must be downloaded manually to `manual`."""
     wanted = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())[:400]
-    return f"{name} must be fetched by hand into --manual_dir={manual} ({reason}); tfds says: {wanted}"
+    return f"{name} must be downloaded manually to --manual_dir={manual} ({reason}); instructions of tfds: {wanted}"
 
 
 def explain(
@@ -220,19 +224,19 @@ def explain(
     manual: pathlib.Path = pathlib.Path(),
     asked: Iterable[str] = (),
 ) -> str:
-    """Returns one line that says what to do about an error of tfds or of a set's code.
+    """Returns a one-line message, with a remedy, for an error of tfds or of a set's code.
 
     Args:
-      error: what was raised.
-      name: the set.
-      builder: its builder, once there is one.
-      manual: the folder in which tfds looked for files fetched by hand.
-      asked: the addresses that it began to download.
+      error: the exception.
+      name: name of the set.
+      builder: its builder, if it could be created.
+      manual: folder of manually downloaded files.
+      asked: URLs of started downloads.
     """
     if builder is not None and isinstance(error, downloads.ERRORS):
         return _by_hand(error, name, builder, asked)
     causes = list(_chain(error))
-    # The innermost: tfds makes a new error, without the module's name, of those around it.
+    # The innermost, since tfds re-raises errors without the module's name.
     missing = [cause.name or "" for cause in causes if isinstance(cause, ImportError)][-1:]
     if missing:
         module = missing[0].partition(".")[0]
@@ -256,7 +260,7 @@ def _by_hand(error: Exception, name: str, builder: tfds.core.DatasetBuilder, ask
     failed = f"{name} cannot be downloaded ({reason(root_cause)})"
     if not known:
         return f"{failed}: {', '.join(asked)}"
-    return f"{failed}; fetch by hand {', '.join(known)}, and add --manual_dir=FOLDER that holds what you fetched"
+    return f"{failed}; download manually {', '.join(known)}, and add --manual_dir=FOLDER with these files"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -266,9 +270,9 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def reason(error: BaseException) -> str:
-    """Returns the message of an error in one line of at most 200 characters."""
+    """Returns the message of an error as one line of at most 200 characters."""
     text = getattr(error, "strerror", None) or str(error)
-    # tfds puts its arguments before the errors of a set's constructor.
+    # tfds prepends its arguments to errors of a set's constructor.
     text = re.sub(r"^Failed to construct dataset .*?}\": ", "", " ".join(str(text).split()))
     return text[:200] or type(error).__name__
 
@@ -277,4 +281,4 @@ def _wrong_checksum(text: str) -> str:
     found = re.search(r"Artifact (\S+), downloaded to (.+), has wrong checksum", text)
     if not found:
         return " ".join(text.split())
-    return f"{found[2]} is damaged or another file than {found[1]} (its checksum differs); delete it and fetch it again"
+    return f"{found[2]} is damaged or is not {found[1]} (its checksum differs); delete it and download it again"

@@ -1,4 +1,4 @@
-"""Where images come from, and how a data set is cut into training, validation and test splits."""
+"""Data sources, and how a data set is divided into training, validation and test splits."""
 
 import dataclasses
 import gzip
@@ -20,16 +20,16 @@ from hybrid_jax.utils.runtime import cache_folder
 
 _DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
 _SPLIT_FIELDS = ("train_split", "validation_split", "test_split", "labelled_split")
-_NAMED_CLASSES = 3  # in a note
+_NAMED_CLASSES = 3  # class names to list in a note
 FIELD = "data.exclude_classes"
 ROLE = "held_out"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """Splits that are read when called, which may add to `notes`; each with the digest of its pixels.
+    """A source of splits; each is read by a call that may add to `notes`, and has a digest of its pixels.
 
-    Where there is no split `test`, `test_percent` of the training split take its place (0 = none do).
+    Without a split `test`, `test_percent` of the training split are held out for it (0 = none).
     """
 
     splits: dict[str, Callable[[], tuple[Split, str]]]
@@ -41,13 +41,13 @@ class _Source:
 def load(config) -> DataSet:
     """Reads the data set of a resolved config; only `config.data` matters.
 
-    Where a folder or the digits have no split `test` but one is asked for, 10 % or 20 % of the training
-    split take its place; then `data.validation_split` may hold out a share of the rest. Both are drawn with a
-    fixed seed, whatever config.seed is: runs with different seeds are judged on the same images. Splits
-    above `data.memory_gib` stay on disk.
+    If `data.test_split` is `test` and the data have no such split, a folder holds out 10 % and the digits 20 % of the
+    training split; then `data.validation_split` may hold out a share of the rest. Both are drawn with a fixed
+    seed, not config.seed, so that all runs are evaluated on the same images. Splits above `data.memory_gib` stay on
+    disk.
 
     Raises:
-      UserError: unknown, missing or damaged data, an unknown split, or too few images.
+      UserError: data are unknown, missing or damaged, a split is unknown, or there are too few images.
     """
     data = config.data
     source = _SOURCES.get(data.name, _open_tfds)(data)
@@ -60,7 +60,7 @@ def load(config) -> DataSet:
     roles = leave_out(tuple(data.exclude_classes), roles, labels)
     splits: dict[str, Split] = {}
     for role, (name, rows) in roles.items():
-        # In a fixed random order: the first of them are a sample, not the first class.
+        # In a fixed random order, so that the first images are a random sample.
         split = whole[name][0].take(rows[pipeline.mixed_order(len(rows))])
         fits = split.images.nbytes <= data.memory_gib * 2**30
         splits[role] = split.in_memory() if fits else split
@@ -74,7 +74,7 @@ def load(config) -> DataSet:
     probes = None
     if "labelled" in splits:
         probes = splits["labelled"], splits.get("labelled_validation", validation)
-    # With names of folders, in which anything may stand.
+    # They contain names of folders, with arbitrary characters.
     notes = tuple(map(printable, source.notes))
     class_names = source.class_names and tuple(map(printable, source.class_names))
     unseen = splits.get(ROLE)
@@ -82,7 +82,7 @@ def load(config) -> DataSet:
 
 
 def _roles(data, source: _Source, share: float, sizes: dict[str, int]) -> dict[str, tuple[str, np.ndarray]]:
-    """Which rows of which split play which part: {role: (split, rows)}."""
+    """Returns the rows of each role: {role: (split, rows)}."""
     roles = {
         field.removesuffix("_split"): (data[field], np.arange(sizes[data[field]]))
         for field in _SPLIT_FIELDS
@@ -93,10 +93,7 @@ def _roles(data, source: _Source, share: float, sizes: dict[str, int]) -> dict[s
         name, rows = roles[origin]
         kept, held = pipeline.hold_out(len(rows), percent)
         if not len(kept):
-            kind = "training" if origin == "train" else origin
-            images = f"{len(held)} {kind} images are" if len(held) > 1 else f"1 {kind} image is"
-            allowed = f"{images} too few to hold out {percent:g} % for {role}"
-            raise reject("data.path", data.path, allowed)
+            raise reject("data.path", data.path, _too_few(len(held), origin, f"hold out {percent:g} % for {role}"))
         source.notes.append(f"{role} split: seeded {percent:g} % of {name}, {len(held)} images")
         roles[origin], roles[role] = (name, rows[kept]), (name, rows[held])
 
@@ -107,12 +104,18 @@ def _roles(data, source: _Source, share: float, sizes: dict[str, int]) -> dict[s
         if "labelled" in roles:
             hold_out("labelled_validation", "labelled", share)
         if "validation" in source.splits:
-            source.notes.append("the data's own split `validation` is left out: data.validation_split is a share")
+            source.notes.append("the split `validation` of the data is not used: data.validation_split is a share")
     return roles
 
 
+def _too_few(count: int, origin: str, wanted: str) -> str:
+    kind = "training" if origin == "train" else origin
+    images = f"{count} {kind} images are" if count > 1 else f"1 {kind} image is"
+    return f"{images} too few to {wanted}"
+
+
 def _unlearnable(splits: dict[str, Split], class_names: tuple[str, ...] | None) -> list[str]:
-    """A note where classes have no image to learn from."""
+    """Returns a note if classes have no training images."""
     probes = splits.get("labelled", splits["train"])
     if class_names is None or probes.labels is None:
         return []
@@ -121,11 +124,11 @@ def _unlearnable(splits: dict[str, Split], class_names: tuple[str, ...] | None) 
     if not missing:
         return []
     listed = ", ".join(missing[:_NAMED_CLASSES]) + (", ..." if len(missing) > _NAMED_CLASSES else "")
-    return [f"{len(missing)} of {len(class_names)} classes have no training image, probes cannot learn them: {listed}"]
+    return [f"{len(missing)} of {len(class_names)} classes have no training images, probes cannot learn them: {listed}"]
 
 
 def _validation_percent(text: str) -> float:
-    """The share that `data.validation_split` asks for; 0 where it names a split or is empty."""
+    """Returns the percentage in `data.validation_split`; 0 if it names a split or is empty."""
     if not text.endswith("%"):
         return 0
     try:
@@ -148,7 +151,7 @@ def _check_splits(data, source: _Source, share: float) -> None:
         name = data[field]
         if not name and others:
             continue
-        # A split that another field names is no choice: what is trained on must not be judged on.
+        # Splits of other fields are excluded: training images must not be evaluated on.
         if name not in choices - used:
             allowed = ", ".join([*sorted(choices - used), *others])
             raise reject(f"data.{field}", name, f"must be one of: {allowed}")
@@ -156,7 +159,7 @@ def _check_splits(data, source: _Source, share: float) -> None:
 
 
 def _fingerprint(data, whole: dict[str, tuple[Split, str]], class_names: tuple[str, ...] | None) -> str:
-    """Depends on pixels, labels and which rows play which part; not on where the images lie or are kept."""
+    """Depends on pixels, labels and splits; not on the location of images or caches."""
     chosen = [data[field] for field in _SPLIT_FIELDS] + [tuple(data.exclude_classes)] * bool(data.exclude_classes)
     digest = hashlib.blake2b(ascii((class_names, chosen)).encode(), digest_size=16)
     for name, (split, pixels) in sorted(whole.items()):
@@ -171,7 +174,7 @@ def _array_split(images: np.ndarray, labels: np.ndarray, data) -> tuple[Split, s
 
 
 def _stored_split(name: str, key: str, data, chunks: Callable[[], Iterator[Chunk]], total: int) -> store.Store:
-    """Opens or makes the store of a split at the size and channels of the config."""
+    """Opens or creates the store of a split at the size and channels of the config."""
     shape = (*data.image_size, data.channels)
     label = "".join(c if c.isalnum() else "-" for c in name)
     place = cache_folder(data.cache) / f"{label}-{'x'.join(map(str, shape))}-{store.key_of(key, shape)}"
@@ -179,7 +182,7 @@ def _stored_split(name: str, key: str, data, chunks: Callable[[], Iterator[Chunk
 
 
 def _open_folder(data) -> _Source:
-    """An image folder; without a `test/`, 10 % of the training images take its place."""
+    """An image folder; without `test/`, 10 % of the training images are the test split."""
     layout = folder.scan(data.path)
     notes = [f"ignored {layout.num_ignored} images outside the split folders"] if layout.num_ignored else []
 
@@ -196,7 +199,7 @@ def _open_folder(data) -> _Source:
             notes.append(f"{split}: skipped {len(made.skipped)} unreadable images, the first: {made.skipped[0]}")
         labels = layout.labels(split, made.names)
         if labels is None and layout.class_names and split != "train":
-            notes.append(f"{split}: no labels, because images lie outside the classes")
+            notes.append(f"{split}: no labels, because images are outside the class folders")
         return Split(made.images, labels, made.names, made.sizes), made.digest
 
     return _Source({split: partial(read, split) for split in layout.splits}, layout.class_names, 10, notes)
@@ -213,7 +216,7 @@ def _open_digits(data) -> _Source:
 
 
 def _open_fashion_mnist(data) -> _Source:
-    """The IDX files of `data.path` (empty = the Debian package's), else the set prepared by tfds."""
+    """The IDX files in `data.path` (empty = those of the Debian package), else the prepared tfds set."""
     root = pathlib.Path(data.path).expanduser() if data.path else _DEBIAN_FASHION_MNIST
     kinds = ("images-idx3", "labels-idx1")
     stems = {"train": "train", "test": "t10k"}
@@ -235,14 +238,14 @@ def _read_idx_split(pair: list[pathlib.Path], data) -> tuple[Split, str]:
 
 
 def _open_embedded(data) -> _Source:
-    """The images shipped with the package, prepared as a tfds set on first use."""
+    """The images that ship with the package, prepared as a tfds set on first use."""
     from hybrid_jax.data.embedded import builder
 
     return _tfds_source(builder.open_embedded(data.path), data)
 
 
 def _open_tfds(data) -> _Source:
-    """Any tfds set that lies prepared; nothing is ever downloaded."""
+    """A prepared tfds set; nothing is downloaded."""
     from hybrid_jax.data.tfds import reader
 
     return _tfds_source(reader.open_named(data.name, data.path, tuple(_SOURCES)), data)
@@ -273,10 +276,10 @@ _SOURCES = {
 
 
 def read(file: pathlib.Path) -> np.ndarray:
-    """Returns the uint8 array of a gzipped IDX file of unsigned bytes, whatever its shape.
+    """Returns the uint8 array of a gzipped IDX file of unsigned bytes, of any shape.
 
     Raises:
-      UserError: it cannot be read.
+      UserError: the file cannot be read.
     """
     try:
         content = gzip.decompress(file.read_bytes())
@@ -290,18 +293,18 @@ Roles = dict[str, tuple[str, np.ndarray]]
 
 
 def leave_out(classes: tuple[int, ...], roles: Roles, labels: Mapping[str, np.ndarray | None]) -> Roles:
-    """Takes the images of some classes out of every part; those of `test` become the part `held_out`.
+    """Removes the images of some classes from every role; those of `test` become the role `held_out`.
 
     Args:
-      classes: labels, in the numbering of the data; empty = nothing changes.
-      roles: {part: (split, rows of it)}.
+      classes: labels of the classes; empty = none.
+      roles: {role: (split, rows)}.
       labels: {split: (n,) labels, or None}.
 
     Returns:
-      {part: (split, rows)}, rows in their order.
+      {role: (split, rows)}, rows in the same order.
 
     Raises:
-      UserError: the data has no labels, a class has no image, or nothing is left to train on.
+      UserError: the data have no labels, a class has no training image, or no class is left to train on.
     """
     if not classes:
         return roles

@@ -1,8 +1,8 @@
-"""Decoded images on disk, made once: one array_record entry an image, its uint8 pixels in row, column, channel order.
+"""A store of decoded images on disk: one array_record entry per image, uint8 pixels in row, column, channel order.
 
-A store is a folder with `images-<i>.array_record`, `store.json`, and `labels.npy`, `names.json`, `sizes.npy` where
-these are known. It is written beside its place and renamed when complete, so that any number of processes may
-make the same one.
+A store is a folder with `images-<i>.array_record`, `store.json`, and if known `labels.npy`, `names.json` and
+`sizes.npy`. It is written under a temporary name and renamed when complete, so that several processes may create
+the same one.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from hybrid_jax.errors import UserError, reject
 
 FORMAT_VERSION = 1
 _SHARD_BYTES = 2**30
-# One image a group, so that random reads unpack nothing else; pixels hardly compress.
+# One image per group, for random reads; uncompressed, since pixels hardly compress.
 _OPTIONS = "group_size:1,uncompressed"
 _QUIET = 3  # seconds before the progress line appears
 _READ_AT_ONCE = 2**25  # bytes
@@ -32,14 +32,14 @@ _READ_AT_ONCE = 2**25  # bytes
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Consecutive images of a split, on their way into a store.
+    """Consecutive images of a split.
 
     Attributes:
       images: (b, H, W, C) uint8.
       labels: (b,) int32, or None.
       names: b names, or None.
       sizes: (b, 2) int32, height and width before resizing, in pixels; or None.
-      skipped: one line for each image that could not be read.
+      skipped: one line per unreadable image.
     """
 
     images: np.ndarray
@@ -50,16 +50,16 @@ class Chunk:
 
 
 def make(folder: pathlib.Path, shape: tuple[int, int, int], chunks: Callable[[], Iterable[Chunk]], total: int) -> None:
-    """Makes a store; any number of processes may make the same one at once.
+    """Creates a store; several processes may create the same one at once.
 
     Args:
-      folder: of the store.
+      folder: folder of the store.
       shape: (H, W, C) of the images.
-      chunks: called for them.
-      total: how many will come, for the progress line.
+      chunks: function that returns the images.
+      total: number of images, for the progress line.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the store cannot be written.
     """
     _remove_abandoned(folder)
     temporary = folder.with_name(f"{folder.name}.{socket.gethostname()}.{os.getpid()}.incomplete")
@@ -69,14 +69,14 @@ def make(folder: pathlib.Path, shape: tuple[int, int, int], chunks: Callable[[],
         try:
             temporary.rename(folder)
         except OSError:
-            if not folder.exists():  # else another process was first, with the same content
+            if not folder.exists():  # otherwise another process was first, with the same content
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _remove_abandoned(folder: pathlib.Path) -> None:
-    """Removes what killed processes of this host left behind."""
+    """Removes incomplete stores of killed processes on this host."""
     for left in folder.parent.glob(f"{folder.name}.{socket.gethostname()}.*.incomplete"):
         try:
             os.kill(int(left.name.split(".")[-2]), 0)
@@ -112,7 +112,7 @@ def _write(folder: pathlib.Path, shape: tuple[int, int, int], chunks: Iterable[C
 
 @contextlib.contextmanager
 def _as_os_error() -> Iterator[None]:
-    """array_record tells of a full disk by a RuntimeError."""
+    """Converts the RuntimeError by which array_record reports a full disk."""
     try:
         yield
     except RuntimeError as error:
@@ -147,14 +147,14 @@ class _Shards:
         self._writer, self._count, self._bytes = None, 0, 0
 
     def close(self) -> list[dict]:
-        """Returns one entry a file."""
+        """Returns one entry per file."""
         if self._writer is not None:
             self._finish()
         return self._done
 
 
 class StoredImages:
-    """Images of a store as a read-only array: `len`, `shape`, `dtype`, rows by number, slice or index array."""
+    """Images of a store as a read-only array: `len`, `shape`, `dtype`, rows by index, slice or index array."""
 
     dtype = np.dtype(np.uint8)
 
@@ -171,7 +171,7 @@ class StoredImages:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all pixels."""
+        """Size of all pixels in bytes."""
         return int(np.prod(self.shape))
 
     def __getitem__(self, index) -> np.ndarray:
@@ -192,11 +192,11 @@ class StoredImages:
             raise damaged(self._folder, str(error).partition("\n")[0]) from error
 
     def select(self, rows: np.ndarray) -> "StoredImages":
-        """Returns these rows, in this order, without reading them."""
+        """Returns the given rows in order, without reading them."""
         return StoredImages(self._folder, self._source, self._image_shape, self._rows[rows])
 
     def to_memory(self) -> np.ndarray:
-        """Reads all of them in the order of the files: (n, H, W, C) uint8."""
+        """Reads all images into memory, in file order for speed: (n, H, W, C) uint8."""
         result = np.empty(self.shape, np.uint8)
         order = np.argsort(self._rows)
         size = max(1, _READ_AT_ONCE // int(np.prod(self._image_shape)))
@@ -208,14 +208,16 @@ class StoredImages:
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-    """What lies in a store.
+    """An open store.
 
     Attributes:
-      folder: where it lies.
-      images: as an array that is read on demand.
-      labels, names, sizes: as in `Chunk`, of all images.
-      skipped: one line for each image that could not be read when the store was made.
-      digest: of the pixels in order; equal to `digest_of` of the array.
+      folder: folder of the store.
+      images: images, read on demand.
+      labels: as in `Chunk`, for all images.
+      names: as in `Chunk`, for all images.
+      sizes: as in `Chunk`, for all images.
+      skipped: one line per image that was unreadable when the store was created.
+      digest: digest of the pixels in order, equal to `digest_of` of the array.
     """
 
     folder: pathlib.Path
@@ -235,36 +237,38 @@ def digest_of(images: np.ndarray) -> str:
 
 
 def key_of(*parts) -> str:
-    """Returns a short hex digest of anything JSON can write."""
+    """Returns a short hex digest of values that JSON can encode."""
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 
 
 def open_or_make(
     folder: pathlib.Path, shape: tuple[int, int, int], chunks: Callable[[], Iterable[Chunk]], total: int
 ) -> Store:
-    """Opens a store; makes it where it is not there.
+    """Opens a store; creates it if it does not exist.
 
     Args:
-      folder: of the store; its name must say all that its content depends on.
+      folder: folder of the store; its name must identify all inputs of the content.
       shape: (H, W, C) of the images.
-      chunks: called to make it.
-      total: how many images will come, for the progress line.
+      chunks: function that returns the images.
+      total: number of images, for the progress line.
 
     Raises:
-      UserError: it cannot be written, or what is there is damaged; and what `chunks` raises.
+      UserError: the store is damaged or cannot be written; also errors of `chunks`.
     """
     if not folder.exists():
         try:
             make(folder, shape, chunks, total)
         except OSError as error:
-            allowed = f"{folder} cannot be written ({error.strerror or error}); name a folder with space for the images"
+            allowed = (
+                f"{folder} cannot be written ({error.strerror or error}); must be a folder with space for the images"
+            )
             raise reject("data.cache", str(folder.parent), allowed) from error
     return _open(folder)
 
 
 def damaged(folder: pathlib.Path, reason: str) -> UserError:
-    """Returns the error for a store that cannot be trusted."""
-    return reject("data.cache", str(folder), f"is damaged ({reason}); delete it and run again, it is made anew")
+    """Returns the error for a damaged store."""
+    return reject("data.cache", str(folder), f"is damaged ({reason}); delete it and run again to recreate it")
 
 
 def _open(folder: pathlib.Path) -> Store:
@@ -275,7 +279,7 @@ def _open(folder: pathlib.Path) -> Store:
         files = [folder / shard["file"] for shard in about["shards"]]
         broken = [f.name for f, s in zip(files, about["shards"], strict=True) if _size(f) != s["bytes"]]
         if broken or about["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"{broken[0]} is cut or missing" if broken else f"format {about['format_version']}")
+            raise ValueError(f"{broken[0]} is truncated or missing" if broken else f"format {about['format_version']}")
         source = ArrayRecordDataSource(files) if files else ()
         total = sum(shard["images"] for shard in about["shards"])
         arrays = {n: _load(p) for n in ("labels", "sizes") if (p := folder / f"{n}.npy").exists()}
@@ -288,7 +292,7 @@ def _open(folder: pathlib.Path) -> Store:
 
 
 def _load(file: pathlib.Path) -> np.ndarray:
-    # Mapped first: a header that claims more than the file holds allocates nothing.
+    # Memory-mapped first, so that a wrong size in the header allocates nothing.
     return np.array(np.load(file, mmap_mode="r", allow_pickle=False))
 
 

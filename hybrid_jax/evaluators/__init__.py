@@ -1,4 +1,4 @@
-"""Evaluators: each takes a checkpoint and a data set through one named protocol."""
+"""Evaluators: each applies one named protocol to a checkpoint and a data set."""
 
 import pathlib
 import time
@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from hybrid_jax.evaluators import (
     adversarial,
+    anomaly,
     calibration,
     corruptions,
     few_label,
@@ -22,6 +23,7 @@ from hybrid_jax.evaluators.features import FeatureStore, FloorCache, Skipped
 Evaluator = Callable[..., list[dict]]
 
 EVALUATORS: dict[str, Evaluator] = {
+    "anomaly": anomaly.evaluate,
     "linear_probe": linear_probe.evaluate,
     "few_label": few_label.evaluate,
     "knn": knn.evaluate,
@@ -34,15 +36,15 @@ EVALUATORS: dict[str, Evaluator] = {
     "transfer": transfer.evaluate,
     "finetune": finetune.evaluate,
 }
-# They take minutes: `log` tells how far they are, and `between` is called on the way.
-LONG = ("finetune",)
+# These also take `log`, and `between`, which the slow ones call.
+TELLING = ("anomaly", "finetune")
 
 
 _TOLD_SECONDS = 10
 
 
 def check(data, config) -> None:
-    """Raises UserError at once for a setting that the data cannot serve, rather than after training."""
+    """Raises UserError before training for a setting that does not fit the data."""
     if "knn" in config.eval.evaluators:
         knn.check(data, config)
     if "sample_quality" in config.eval.evaluators:
@@ -60,33 +62,33 @@ def evaluate(
     features: FeatureStore | None = None,
     between: Callable[[], None] = lambda: None,
 ) -> list[dict]:
-    """Runs the evaluators that `config.eval.evaluators` names, in that order.
+    """Fits the anomaly score, then runs the evaluators of `config.eval.evaluators` in their order.
 
     Args:
-      model: a restored checkpoint, as `hybrid_jax.load` returns.
+      model: a restored checkpoint, as returned by `hybrid_jax.load`.
       data: a data set with `train`, `validation`, `test` and `fingerprint`.
       config: resolved; only `eval` and `seed` are read.
-      cache_dir: where floors that no checkpoint changes are kept; None computes them anew.
-      log: takes one line for every evaluator that is skipped, be it in part, and one on the seconds that each took,
-        where they are many; the first that reads features has theirs too.
-      features: of the same model and data; the report can then use the same.
-      between: called before each evaluator and on the way of long ones; may raise to end the evaluation.
+      cache_dir: directory for floors that do not depend on the checkpoint; None = they are not cached.
+      log: takes one line for each evaluator that is skipped or partly skipped, and, if all took 10 s or more, one with
+        the seconds of each. The first evaluator that reads features includes their extraction.
+      features: a store of the same model and data, to share with the report; None = a new one.
+      between: called before each evaluator and during long ones; may raise to end the evaluation.
 
     Returns:
-      What becomes `eval/<step>.json`: results `{metric, value, n, protocol, split, floor, seed, ...}`,
-      floor `{name: value}` in the metric's unit.
+      The content of `eval/<step>.json`: results `{metric, value, n, protocol, split, floor, seed, ...}`, with
+      `floor` as `{name: value}` in the metric's unit.
 
     Raises:
-      UserError: a setting that the data cannot serve.
+      UserError: a setting that does not fit the data.
     """
     features = features or FeatureStore(model, data, config.eval.linear_probe.normed)
     floors = FloorCache(cache_dir)
     results, seconds = [], {}
-    for name in config.eval.evaluators:
+    for name in ("anomaly",) * (config.eval.anomaly.num_images > 0) + tuple(config.eval.evaluators):
         between()
         started = time.monotonic()
         try:
-            more = {"log": log, "between": between} if name in LONG else {}
+            more = {"log": log, "between": between} if name in TELLING else {}
             found = EVALUATORS[name](features, config, floors, **more)
         except Skipped as reason:
             found = reason.found

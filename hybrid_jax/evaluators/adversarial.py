@@ -1,16 +1,16 @@
 """Adversarial accuracy of the linear probe over the frozen encoder (protocol adversarial-v1).
 
-An attacker who knows encoder and probe moves every pixel of a test image by at most epsilon grey levels so that the
-probe errs. Attacked images are whole grey levels in 0..255 like all others. The gradient passes the quantiser
-(rounding, and the bins of fewer than 256 levels) as if it were the identity.
+An attacker who knows the encoder and the probe changes every pixel of a test image by at most epsilon grey levels to
+make the probe err. Attacked images hold whole grey levels in 0..255. Gradients pass through the quantiser (rounding,
+and the bins of fewer than 256 levels) as if it were the identity.
 
 - FGSM (Goodfellow et al. 2015, arXiv 1412.6572): one step of epsilon along the gradient's sign;
 - PGD (Madry et al. 2018, arXiv 1706.06083): from a random point of the ball, steps of 2.5 epsilon / steps along the
-  sign, each cut to the ball. Of all images on its way, the clean one and FGSM's, the one is kept whose margin (largest
-  wrong logit less the right one) is largest, so that PGD is never weaker than FGSM;
-- noise: plus or minus epsilon at random, what the same change does without an attacker.
+  sign, each projected onto the ball. Of all iterates, the clean image and FGSM's, the one with the largest margin
+  (largest wrong logit minus the correct one) is kept, so that PGD is never weaker than FGSM;
+- noise: plus or minus epsilon at random, a change of the same size without an attacker.
 
-It is an upper bound: a stronger attack may find more. The floor is the raw pixels' probe under its own PGD.
+The accuracy is an upper bound: a stronger attack may lower it. The floor is the probe on raw pixels under its own PGD.
 
 Dimensions: B batch, n images, H W C image, D features, K classes.
 """
@@ -44,14 +44,14 @@ Logits = Callable[[Any, jax.Array], jax.Array]
 
 
 def soft_tokens(images: jax.Array, spec: tokens.TokenSpec) -> jax.Array:
-    """(B, H, W, C) float32 images -> (B, N, S) float32 intensity tokens, whole numbers, with the pixels' gradient."""
+    """(B, H, W, C) float32 images -> (B, N, S) float32 intensity tokens, whole numbers with the gradient of pixels."""
     exact = tokens.encode(images, spec).astype(jnp.float32)
     smooth = tokens.patchify(images, spec.patch_size) * (spec.vocab_size / 256)
     return exact + (smooth - jax.lax.stop_gradient(smooth))
 
 
 def encoder_logits(config, layer: str) -> Logits:
-    """Returns the probe over a layer; weights are the model's parameters and the probe's matrix and bias."""
+    """Returns encoder and probe as one classifier; weights: the model's parameters, the probe's matrix and bias."""
     # Without a mesh: each process attacks by itself, on one device.
     module = hybrid.build_model(config)
 
@@ -64,7 +64,7 @@ def encoder_logits(config, layer: str) -> Logits:
 
 
 def pixel_logits(weights, images: jax.Array) -> jax.Array:
-    """The probe over `raw_pixels`; weights are its matrix and bias."""
+    """The probe on `raw_pixels`; weights are its matrix and bias."""
     images = images + jax.lax.stop_gradient(jnp.round(images) - images)
     block = -(-max(images.shape[1:3]) // PIXEL_SIDE)
     if block > 1:
@@ -77,13 +77,13 @@ def pixel_logits(weights, images: jax.Array) -> jax.Array:
 
 
 def folded(fitted: linear_probe.FittedProbe) -> tuple[np.ndarray, np.ndarray]:
-    """Returns matrix (D, K) and bias (K,), float32, of a probe with its standardisation in them."""
+    """Returns a probe's matrix (D, K) and bias (K,), float32, with its standardisation folded in."""
     matrix = fitted.classifier.weights / fitted.deviation[:, None]
     return matrix, fitted.classifier.bias - fitted.mean @ matrix
 
 
 def margins(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """(B, K) logits, (B,) int targets -> (B,) largest wrong logit less the right one; below 0 = right."""
+    """(B, K) logits, (B,) int targets -> (B,) largest wrong logit minus the correct one; below 0 = correct."""
     right = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
     return jnp.max(jnp.where(jax.nn.one_hot(targets, logits.shape[1], dtype=bool), -jnp.inf, logits), axis=1) - right
 
@@ -98,13 +98,13 @@ def attack(
       logits_of: the classifier.
       weights: its first argument.
       images: (B, H, W, C) uint8.
-      targets: (B,) int32, the labels' columns.
+      targets: (B,) int32, the columns of the labels in the logits.
       epsilon: () grey levels, a whole number.
-      first: number of the first image, which the random start and the noise depend on.
-      steps: of PGD.
+      first: index of the first image, which seeds the random start and the noise.
+      steps: number of PGD steps.
 
     Returns:
-      `fgsm`, `pgd` and `noise`: (B, H, W, C) uint8, nowhere more than epsilon from `images`.
+      `fgsm`, `pgd` and `noise`: (B, H, W, C) uint8, each pixel at most epsilon from `images`.
     """
     clean = images.astype(jnp.float32)
     low, high = jnp.maximum(clean - epsilon, 0), jnp.minimum(clean + epsilon, 255)
@@ -144,7 +144,7 @@ def attacked(
     parts: list[dict[str, np.ndarray]] = []
     size = min(IMAGES_AT_ONCE, len(images))
     for start in range(0, len(images), size):
-        # The last batch is filled up from the beginning, so that one shape is compiled.
+        # The last batch is filled with the first images, so that one shape is compiled.
         rows = np.arange(start, start + size) % len(images)
         found = attack(logits_of, weights, images[rows], targets[rows], np.float32(epsilon), start, steps)
         parts.append({name: np.asarray(x)[: len(images) - start] for name, x in found.items()})
@@ -152,7 +152,7 @@ def attacked(
 
 
 def compilation(features: FeatureStore, num_images: int, num_classes: int, steps: int) -> Callable[[], object]:
-    """Returns what compiles the attack on the encoder for `evaluate` of as many images, K classes and steps."""
+    """Returns a function that compiles the attack on the encoder for these numbers of images, classes and steps."""
     model, like = features.model, jax.ShapeDtypeStruct
     size, width = min(IMAGES_AT_ONCE, num_images), model.config.model.width
     params = jax.tree.map(lambda x: like(x.shape, x.dtype), model.params)
@@ -163,7 +163,7 @@ def compilation(features: FeatureStore, num_images: int, num_classes: int, steps
 
 
 def _logits_of(features: FeatureStore, layer: str) -> Logits:
-    # One function, so that it is compiled once.
+    # The same function object every time, so that it is compiled once.
     return features.once(("logits", layer), lambda: encoder_logits(features.model.config, layer))
 
 
@@ -171,25 +171,25 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     """Runs the protocol on the first test images and the default layer.
 
     Args:
-      features: of a model and labelled data.
+      features: store of a model and labelled data.
       config: resolved; `eval.adversarial` and `eval.linear_probe` are read.
-      floors: where the raw pixels' accuracies are kept.
+      floors: cache of the raw pixels' accuracies.
 
     Returns:
-      One result for every epsilon: `value` is the accuracy under PGD; `fgsm_value`, `noise_value` and `clean_value`
-      are those of the same images otherwise.
+      One result per epsilon: `value` is the accuracy under PGD; `fgsm_value`, `noise_value` and `clean_value` are
+      those on the same images under FGSM, under noise and unchanged.
 
     Raises:
-      Skipped: tokens are looked up, no test split, no labels, one class only.
+      Skipped: tokens without a gradient, no test split, no labels, or one class only.
     """
     model, data, settings = features.model, features.data, config.eval.adversarial
     if model.spec.kind == "palette" or model.spec.tokens_per_patch == 1:
-        raise Skipped("tokens are looked up in a table, so that pixels have no gradient")
+        raise Skipped("tokens are looked up in an embedding table, so pixels have no gradient")
     labels, layer = linear_probe.split_labels(data), linear_probe.default_layer(features)
     fitted = linear_probe.of_layers(features, labels, (layer,), config.eval.linear_probe)
     images, answers = (x[: settings.num_images or None] for x in (data.test.images, labels["test"]))
     if not np.isin(answers, fitted.classifier.classes).all():
-        raise Skipped("the test split has a class that the training split has not")
+        raise Skipped("the test split has a class that the training split lacks")
     targets = np.searchsorted(fitted.classifier.classes, answers).astype(np.int32)
     logits_of = _logits_of(features, layer)
     weights = jax.device_put((jax.device_get(model.params), *folded(fitted)))
@@ -199,7 +199,7 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     rows = []
     for epsilon in sorted(set(settings.epsilons)):
         found = attacked(logits_of, weights, images, targets, epsilon, settings.steps)
-        # Judged as any other image, not by the attack's own copy of the encoder.
+        # Evaluated like any other image, not by the attack's own copy of the encoder.
         hits = {name: fitted.predict(model.embed(x, layer)) == answers for name, x in found.items()}
         told = {f"{name}_value": float(np.mean(hits[name])) for name in ("fgsm", "noise")}
         floor = _pixels_floor(features, labels, images, targets, epsilon, config, floors)

@@ -1,7 +1,7 @@
-"""The larger programs of an evaluation, compiled in threads while the evaluation goes on.
+"""Compiles the larger programs of an evaluation in threads while it runs.
 
-An accelerator's compiler takes up to a minute for one of them, mostly on one core. A call that comes before its program
-is ready waits for it; nothing is compiled twice. On the host's own cores nothing would be gained, and nothing is done.
+An accelerator's compiler takes up to a minute per program, mostly on one core. A call made before its program is ready
+waits for it; nothing is compiled twice. On CPUs it would gain nothing and is off.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ THREADS = 8
 
 Task = Callable[[], Any]
 Compilation = Callable[[], object]
-# What evaluators ask of the model, by the names of `Model.compilation`.
+# The model's programs that each evaluator calls, by the names of `Model.compilation`.
 _ASKED = {
     "linear_probe": ("features",),
     "few_label": ("features",),
@@ -40,15 +40,16 @@ _WITH_PROBES = {"linear_probe", "few_label", "calibration", "corruptions", "adve
 def compiling(
     features: FeatureStore, config, log: Callable[[str], None], more: Sequence[Compilation] = ()
 ) -> Iterator[Callable[[Task], Task]]:
-    """Compiles what `config.eval` will need, and `more`, while what is inside goes on.
+    """Compiles the programs that `config.eval` needs, and `more`, while the body of the `with` statement runs.
 
-    Not in a run of several processes: their compilers wait for one another, in one order. `log` takes a line on each
-    program that could not be compiled.
+    Off with several processes, whose compilers wait for one another in one order. `log` takes a line for each program
+    that could not be compiled.
 
     Yields:
-      A function that takes a task for later and returns what gives its result: at best begun in a thread, else itself.
+      A function that takes a task and returns a callable for its result: the task is started in a thread, or runs when
+      that callable is called if compilation is off.
     """
-    if not runtime.present() or coordination.several():
+    if not runtime.on_accelerator() or coordination.several():
         yield lambda task: task
         return
     pool = ThreadPoolExecutor(THREADS)
@@ -64,7 +65,7 @@ def compiling(
 
 
 def compilations(features: FeatureStore, config) -> list[Compilation]:
-    """Returns what compiles each program, those that are needed first before others."""
+    """Returns one function per program that compiles it, in the order in which the programs are needed."""
     asked, model, labels = set(config.eval.evaluators), features.model, features.data.train.labels
     names = dict.fromkeys(["features"] + ["measures"] * (config.eval.anomaly.num_images > 0))
     names |= dict.fromkeys(name for evaluator in _ASKED if evaluator in asked for name in _ASKED[evaluator])
@@ -87,7 +88,7 @@ def _of_samples(features: FeatureStore, config) -> list[Compilation]:
 
 
 def _of_probes(features: FeatureStore, config, num_classes: int) -> list[Compilation]:
-    """The fits of linear probe and few labels, and the attack on the former."""
+    """The fits of the evaluators `linear_probe` and `few_label`, and the attack on the linear probe."""
     (n, height, width, channels), model = features.data.train.images.shape, features.model
     one, pixels = model.config.model.width, height * width * channels
     four = max(1, len(last_four(model.layers))) * one
@@ -95,7 +96,7 @@ def _of_probes(features: FeatureStore, config, num_classes: int) -> list[Compila
     settings = config.eval.few_label
     if "few_label" in config.eval.evaluators:
         counts = few_label.class_counts(features.data.train.labels, settings.shares, settings.per_class).values()
-        # Of fewer images than features only their span is solved in.
+        # With fewer images than features, the fit is solved in the span of the images.
         fits += [(count, min(count, d)) for count in (int(each.sum()) for each in counts) for d in (one, four, pixels)]
     shapes = {logistic_device.filled_shape(*fit, num_classes): fit for fit in fits}
     found: list[Compilation] = [

@@ -1,15 +1,15 @@
-"""Calibration of the linear probe: does it know how sure it may be? (protocol calibration-v1)
+"""Calibration of the linear probe (protocol calibration-v1).
 
-Of the probe of `linear-probe-v1` on the default layer, on the test split:
+Metrics of the probe of `linear-probe-v1` on the default layer, on the test split:
 
 - expected calibration error (Guo et al. 2017, arXiv 1706.04599): top-1 confidences in 15 bins of equal width, each
   (low, high]; the mean over images of |accuracy - confidence| of their bin;
 - negative log-likelihood of the label, nats;
 - Brier score: the squared distance between probabilities and the one-hot label, summed over classes, in [0, 2].
 
-All three as fitted, and with one temperature that logits are divided by, which minimises the negative log-likelihood of
-the validation split. There the probe is asked that has not seen that split; its temperature serves the refitted one.
-The floor is the raw pixels' probe, taken through the same.
+Each is given as fitted and temperature scaled: logits are divided by one temperature that minimises the negative
+log-likelihood of the validation split. It is fitted to a probe that has not seen that split and applied to the refitted
+probe. The floor is the probe on raw pixels under the same protocol.
 
 Dimensions: n images, K classes, M bins.
 """
@@ -37,12 +37,12 @@ METRICS = ("calibration_error", "probe_nll", "brier_score")
 
 
 def reliability(confidence: np.ndarray, hits: np.ndarray, num_bins: int = NUM_BINS) -> list[dict]:
-    """Returns the bins that hold images, from the least confident.
+    """Returns the non-empty bins of a reliability diagram, the least confident first.
 
     Args:
       confidence: (n,) probabilities of the predicted classes.
-      hits: (n,) bool, whether the prediction is right.
-      num_bins: M, of equal width; (low, high], so that 1 is in the last and an edge in the lower bin.
+      hits: (n,) bool, whether the prediction is correct.
+      num_bins: M, of equal width; each is (low, high], so that 1 lies in the last bin and an edge in the lower bin.
 
     Returns:
       `low`, `high`, `count`, mean `confidence` and `accuracy` of each bin.
@@ -68,8 +68,9 @@ def calibration_uncertainty(confidence: np.ndarray, hits: np.ndarray, draws: int
     """Returns the standard error of `calibration_error` over images, by bootstrap with a fixed seed.
 
     Args:
-      confidence, hits: as of `reliability`, with its 15 bins.
-      draws: of as many images, with replacement.
+      confidence: as in `reliability`, with 15 bins.
+      hits: as in `reliability`.
+      draws: number of bootstrap draws.
     """
     index = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
     rng, gap, n = np.random.default_rng(0), hits - confidence, len(hits)
@@ -92,8 +93,8 @@ def brier(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Returns what to divide (n, K) logits by for the least mean `nll` of (n,) targets, in [e^-5, e^5]."""
-    # In 1 / temperature the mean is convex, so over log temperature it has one valley.
+    """Returns the temperature in [e^-5, e^5] that minimises the mean `nll` of (n, K) logits and (n,) targets."""
+    # The mean is convex in 1 / temperature, so it has one minimum over log temperature.
     mean = lambda log: float(np.mean(nll(logits.astype(np.float64) / np.exp(log), targets)))
     return float(np.exp(scipy.optimize.minimize_scalar(mean, bounds=(-5, 5), method="bounded").x))
 
@@ -102,17 +103,17 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     """Runs the protocol.
 
     Args:
-      features: of a model and labelled data.
+      features: store of a model and labelled data.
       config: resolved; `eval.linear_probe` is read.
-      floors: where the raw pixels' figures are kept.
+      floors: cache of the raw pixels' values.
 
     Returns:
-      One result for each of the three metrics, as fitted and then temperature scaled; lower is better. That of the
-      calibration error has its bins as `reliability`.
+      One result per metric, as fitted and then temperature scaled; lower is better. Results of `calibration_error`
+      hold their bins as `reliability`.
 
     Raises:
-      Skipped: no test split, no labels, one class only, or a test label that was never trained on; without a labelled
-        validation split, with the results that need no temperature.
+      Skipped: no test split, no labels, one class only, or a test label that is not in the training split. Without a
+        labelled validation split it carries the results that need no temperature.
     """
     data, settings = features.data, config.eval.linear_probe
     labels = linear_probe.split_labels(data)
@@ -140,10 +141,10 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
 
 
 def _measured(fitted: linear_probe.FittedProbe, x, labels: dict[str, np.ndarray]) -> dict[tuple[str, str], dict]:
-    """{(metric, variant): value and what is told beside it}; `x` takes a split, returns its features."""
+    """Returns {(metric, variant): value and details}; `x` maps the name of a split to its features."""
     classes = fitted.classifier.classes
     if not np.isin(labels["test"], classes).all():
-        raise Skipped("the test split has a class that the training split has not")
+        raise Skipped("the test split has a class that the training split lacks")
     logits, targets = fitted.logits(x("test")), np.searchsorted(classes, labels["test"])
     temperatures = {AS_FITTED: 1.0}
     if "validation" in labels:

@@ -1,11 +1,11 @@
 """The linear probe on corrupted test images (protocol corruptions-v2).
 
-The probe of `linear-probe-v1` on the default layer is fitted to clean features, then asked about the first test images
+The probe of `linear-probe-v1` on the default layer is fitted to clean features, then tested on the first test images
 under each of fifteen CIFAR-10-C-style corruptions at each severity (`hybrid_jax.corruptions`: not CIFAR-10-C, and the
-frost is drawn, not photographed). Images are drawn by their number alone, not by `seed`, so that every model sees the
-same ones. The headline is the plain mean over corruptions and severities; the share retained divides it by the accuracy
-on the same images, clean. The floor is the raw pixels' probe on the same corrupted images. (`corruptions-v1` had no
-frost: its figures are another mean.)
+frost is drawn, not photographed). Random numbers depend on the index of an image, not on `seed`, so that every model
+sees the same images. The main result is the mean over corruptions and severities; the share retained divides it by the
+clean accuracy on the same images. The floor is the probe on raw pixels of the same corrupted images. (`corruptions-v1`
+had no frost: its means are not comparable.)
 
 Dimensions: n images, D features.
 """
@@ -27,16 +27,16 @@ Cell = tuple[str, int]
 
 
 def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
-    """Runs the protocol; at most one corruption at one severity for every core is in memory at a time.
+    """Runs the protocol, with at most one corrupted copy of the images per core in memory.
 
     Args:
-      features: of a model and labelled data.
+      features: store of a model and labelled data.
       config: resolved; `eval.corruptions` and `eval.linear_probe` are read.
-      floors: where the raw pixels' accuracies are kept.
+      floors: cache of the raw pixels' accuracies.
 
     Returns:
-      `corruption_accuracy`, the mean, with `accuracy` {corruption: {severity: accuracy}} and `floor_accuracy` likewise
-      of raw pixels; and `corruption_share_retained`. Both tell `clean_value` and `floor_clean_value`.
+      `corruption_accuracy`, the mean, with `accuracy` {corruption: {severity: accuracy}} and `floor_accuracy`, the same
+      of raw pixels; and `corruption_share_retained`. Both hold `clean_value` and `floor_clean_value`.
 
     Raises:
       Skipped: no test split, no labels, or one class only.
@@ -73,7 +73,7 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
 
 
 def cells(images: np.ndarray, severities: list[int]) -> Iterator[tuple[Cell, np.ndarray]]:
-    """Yields ((corruption, severity), corrupted) of (n, H, W, C) uint8 images, for each corruption of the headline."""
+    """Yields ((corruption, severity), corrupted) of (n, H, W, C) uint8 images, for each corruption in `MAIN`."""
     asked = [(kind, severity) for kind in corruptions.MAIN for severity in severities]
     bytes_each = images.nbytes + corruptions.BYTES_AT_ONCE
     at_once = workers(len(asked), bytes_each)
@@ -99,7 +99,7 @@ def _rows(
     rows = [{**accuracy, **common}]
     if clean.any() and common["floor_clean_value"]:
         share = mean / float(np.mean(clean))
-        # Both means are of the same images: the ratio's error by its first derivative.
+        # Both means are over the same images: the ratio's error by the delta method.
         error = standard_error((each - share * clean) / np.mean(clean))
         retained = {"metric": "corruption_share_retained", "value": share, "standard_error": error}
         rows.append({**retained, "floor": {floor_name: mean_floor / common["floor_clean_value"]}, **common})
@@ -107,7 +107,7 @@ def _rows(
 
 
 def _table(values: dict[Cell, float]) -> dict[str, dict[str, float]]:
-    """{(kind, severity): value} -> {kind: {severity: value}}, as JSON has it."""
+    """{(kind, severity): value} -> {kind: {severity: value}}, with string keys for JSON."""
     table: dict[str, dict[str, float]] = {}
     for (kind, severity), value in values.items():
         table.setdefault(kind, {})[str(severity)] = value

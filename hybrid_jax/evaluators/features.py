@@ -1,4 +1,4 @@
-"""What evaluators share: features by split, raw pixels, and floors that no checkpoint changes.
+"""Shared by the evaluators: a store of features, raw pixels, and a cache of floors that no checkpoint changes.
 
 Dimensions: n images, H W C image, D features.
 """
@@ -20,7 +20,7 @@ class Skipped(Exception):  # noqa: N818 - not an error
     """An evaluator cannot run on this data or this checkpoint; the message is the reason.
 
     Attributes:
-      found: results of what could run nevertheless.
+      found: results of the parts that could run.
     """
 
     def __init__(self, reason: str, found: list[dict] | None = None):
@@ -31,16 +31,17 @@ class Skipped(Exception):  # noqa: N818 - not an error
 class FeatureStore:
     """Features of a model on the splits of a data set, and its samples, each computed once.
 
-    Evaluators and the report read one store, so that no image passes the network and no sample is drawn twice.
+    Evaluators and the report share one store, so that no features are extracted and no samples drawn twice.
 
     Attributes:
-      model: anything with `features(images)`, `default_layer`, `sample(...)`, as `hybrid_jax.load` returns.
+      model: a model as returned by `hybrid_jax.load`, with `features(images)`, `default_layer`, `sample(...)`.
       data: a data set with `train`, `validation`, `test`; the last two may be None.
-      normed: whether layers are kept after the norm that follows them too, as `decoder/3:normed`.
+      workdir: directory in which evaluators store fitted statistics; None = nowhere.
+      normed: whether layers are also extracted after the norm that follows them, such as `decoder/3:normed`.
     """
 
-    def __init__(self, model, data, normed: bool = False):
-        self.model, self.data, self.normed = model, data, normed
+    def __init__(self, model, data, normed: bool = False, workdir: pathlib.Path | None = None):
+        self.model, self.data, self.normed, self.workdir = model, data, normed, workdir
         self._found: dict[str, dict[str, np.ndarray]] = {}
         self._samples: dict[tuple[int, float], np.ndarray] = {}
         self._once: dict[Hashable, Any] = {}
@@ -64,16 +65,16 @@ class FeatureStore:
         return self.layers(split)[self.model.default_layer]
 
     def at_least(self, split: str, num: int) -> np.ndarray:
-        """Returns the default layer of the whole split where known already, else of its first `num` images.
+        """Returns the default layer of the whole split if already extracted, else of its first `num` images.
 
-        The result, (m, D) float32, belongs to the first m images.
+        The result is (m, D) float32, for the first m images.
         """
         if split in self._found:
             return self.default(split)
         return self.model.embed(getattr(self.data, split).images[:num])
 
     def first(self, split: str, num: int) -> dict[str, np.ndarray]:
-        """Returns {layer: (m, D) float32} of the first `num` images of a split, of all where it has fewer."""
+        """Returns {layer: (m, D) float32} of the first `num` images of a split, or of all if there are fewer."""
         if split in self._found:
             return {name: values[:num] for name, values in self._found[split].items()}
         return self.model.features(getattr(self.data, split).images[:num])
@@ -85,12 +86,12 @@ class FeatureStore:
         return self.model.embed(getattr(self.data, split).images[indices])
 
     def embed(self, images: np.ndarray) -> np.ndarray:
-        """Returns the default layer's (n, D) float32 of a few images, in a batch of the shape that others have."""
+        """Returns the default layer's (n, D) float32 of a few images, padded to batches of the usual shape."""
         size = -(-len(images) // self.model.config.eval.batch_size) * self.model.config.eval.batch_size
         return self.model.embed(np.resize(images, (size, *images.shape[1:])))[: len(images)]
 
     def samples(self, num: int, seed: int, temperature: float = 1.0) -> np.ndarray:
-        """Returns (num, H, W, C) uint8 samples of the model, the first of those drawn before where they are enough.
+        """Returns (num, H, W, C) uint8 samples of the model, reusing earlier ones if there are enough.
 
         Raises:
           UserError: the model has no likelihood.
@@ -101,21 +102,21 @@ class FeatureStore:
         return self._samples[key][:num]
 
     def once(self, name: Hashable, compute: Callable[[], Any]) -> Any:
-        """Returns what `compute` returned when first asked for under this name, such as a classifier of features."""
+        """Returns the result of `compute`, such as a fitted classifier, computed once per name."""
         if name not in self._once:
             self._once[name] = compute()
         return self._once[name]
 
     def known(self, name: Hashable) -> Any:
-        """Returns what `once` keeps under this name, None where nothing is kept."""
+        """Returns the result that `once` keeps under this name, or None."""
         return self._once.get(name)
 
 
 class FloorCache:
-    """Floors that depend on the data and the protocol only, kept in `directory`/floors.json.
+    """Floors that depend on the data and the protocol only, cached in `directory`/floors.json.
 
     Attributes:
-      directory: where the file lies; None keeps nothing between calls.
+      path: of the file; None = nothing is cached.
     """
 
     def __init__(self, directory: pathlib.Path | None):
@@ -126,7 +127,7 @@ class FloorCache:
 
         Args:
           compute: returns the floor.
-          **key: everything the floor depends on, as JSON can write it.
+          **key: everything the floor depends on, as JSON values.
         """
         name = json.dumps(key, sort_keys=True)
         known = self._read()
@@ -151,8 +152,8 @@ class FloorCache:
 def raw_pixels(images: np.ndarray) -> np.ndarray:
     """Pixels as features, the floor of every representation.
 
-    Images above 32 pixels on a side are averaged over square blocks until they are not: a classifier
-    on more pixels would cost far more than the model's own evaluation.
+    Images of more than 32 pixels on a side are averaged over square blocks down to at most that: a classifier on more
+    pixels would cost far more than the evaluation of the model.
 
     Args:
       images: (n, H, W, C) uint8.
@@ -167,12 +168,12 @@ def raw_pixels(images: np.ndarray) -> np.ndarray:
         rows, columns = images.shape[1] // block, images.shape[2] // block
         blocks = images.reshape(n, rows, block, columns, block, channels)
         images = blocks.mean(axis=(2, 4), dtype=np.float32)
-    # In one pass: of all pixels of a training split another copy takes longer than the division.
+    # In one pass: another copy of a training split takes longer than the division.
     return np.divide(images.reshape(n, -1), np.float32(255), dtype=np.float32)
 
 
 def raw_pixels_name(images: np.ndarray) -> str:
-    """Returns what `raw_pixels` of these images is called in a result."""
+    """Returns the name of `raw_pixels` of these images in results."""
     block = _block(images)
     if block == 1:
         return "raw pixels"
@@ -193,7 +194,7 @@ def require_split(data, split: str, labels: bool = False):
     """Returns a split of `data` that has images, and labels if asked.
 
     Raises:
-      Skipped: it has not.
+      Skipped: the split has no images or no labels.
     """
     if not has_split(data, split):
         raise Skipped(f"the data has no {split} split")
@@ -204,13 +205,13 @@ def require_split(data, split: str, labels: bool = False):
 
 
 def validation_row(row: dict, value: float, n: int, **more) -> dict:
-    """Returns a result of the validation split, to choose checkpoints and settings by.
+    """Returns a result on the validation split, for choosing checkpoints and settings.
 
     Args:
-      row: the test split's, whose protocol it follows.
+      row: the result on the test split, whose protocol it follows.
       value: in the metric's unit.
-      n: validation images.
-      **more: what else to keep beside it.
+      n: number of validation images.
+      **more: further entries.
     """
     kept = ("metric", "protocol", "variant", "layer", "layers", "setting", "classifier", "C", "k", "temperature")
     return {key: row[key] for key in kept if key in row} | {"value": value, "n": n, "split": "validation"} | more

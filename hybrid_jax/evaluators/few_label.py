@@ -1,18 +1,18 @@
-"""Few labels: classifiers on frozen features and a few labelled training images (protocol few-label-v1).
+"""Classification of frozen features from few labels (protocol few-label-v1).
 
-A setting says how many labels: a share of each class of the training split, rounded and at least one, or a number of
-images of each class (all it has where it has fewer). Each is drawn `num_seeds` times, by the labels, `config.seed` and
-the draw's number alone, so that every model sees the same images; of one draw the smaller sets lie within the larger.
-Two classifiers are fitted to each draw:
+A setting fixes the number of labels: a share of each class of the training split, rounded and at least one, or a number
+of images per class (all images of a smaller class). Each is drawn `num_seeds` times. Draws depend on the labels,
+`config.seed` and the index of the draw alone, so that every model sees the same images; the smaller sets of a draw are
+subsets of the larger ones. Two classifiers are fitted to each draw:
 
-- `logistic`: L2 multinomial logistic regression on features that the whole training split standardises, which needs no
-  label (ten images of a class would do it badly: raw pixels lost 3.5 points by it); C is chosen for each draw by
-  accuracy on the validation split (ties: the smaller C), which may hold more labels than the draw. There is no refit:
-  it would add them;
-- `ridge`: least squares at a fixed penalty on features that the draw's own images standardise, as big_vision's
-  few-shot evaluator: no label but the draw's is read.
+- `logistic`: L2 multinomial logistic regression on features standardised by the whole training split, which needs no
+  labels (standardised by ten images per class, raw pixels lost 3.5 points); C is chosen for each draw by accuracy on
+  the validation split (ties: the smaller C), which may hold more labels than the draw. There is no refit, which would
+  use those labels;
+- `ridge`: least squares at a fixed penalty on features standardised by the images of the draw, as in big_vision's
+  few-shot evaluator: no labels but those of the draw are read.
 
-Each runs on the checkpoint's default layer and on its last four blocks together, as the linear probe has them.
+Each runs on the checkpoint's default layer and on its last four blocks concatenated, as in the linear probe.
 
 Dimensions: n images, D features, K classes.
 """
@@ -34,15 +34,15 @@ RIDGE_BIAS = 100.0
 
 Parts = dict[str, np.ndarray]
 # Takes {split: (n, D)}, `train` the draw, with mean and deviation of the whole training split as `unlabelled` (2, D),
-# and {split: (n,) labels}; returns (n,) labels for `test`, and what else is told of the fit.
+# and {split: (n,) labels}; returns (n,) labels for `test`, and details of the fit.
 Classifier = Callable[[Parts, Parts], tuple[np.ndarray, dict]]
 
 
 class Source:
-    """One set of features; what every draw needs of it is computed once."""
+    """One set of features; what all draws share is computed once."""
 
     def __init__(self, rows: Callable[[str, np.ndarray | slice], np.ndarray]):
-        """Takes what returns the (n, D) features of some rows of a split."""
+        """Takes a function that returns the (n, D) features of some rows of a split."""
         self.rows = rows
         self.whole = functools.cache(lambda split: rows(split, slice(None)))
 
@@ -54,7 +54,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Ridge:
-    """A fitted classifier, standardisation and constant folded into it.
+    """A fitted classifier, with standardisation and constant folded in.
 
     Attributes:
       classes: (K,) labels, ascending.
@@ -74,9 +74,9 @@ class Ridge:
 def fit_ridge(x: np.ndarray, y: np.ndarray) -> Ridge:
     """Minimises |XW - Y|^2 + 1024 |W|^2, X the standardised features and a constant 100, Y in {-1, 1}.
 
-    Formula and constants are those of big_vision's `evaluators/fewshot_lsr.py`. The large constant leaves
-    the bias all but unpenalised. It is solved in float64: the constant spreads the eigenvalues of X'X
-    over more digits than float32 has.
+    Formula and constants are those of big_vision's `evaluators/fewshot_lsr.py`. With the large constant the bias is
+    almost unpenalised. It is solved in float64: the constant spreads the eigenvalues of X'X over more digits than
+    float32 has.
 
     Args:
       x: (n, D) float32.
@@ -106,7 +106,7 @@ def ridge(parts: Parts, labels: Parts) -> tuple[np.ndarray, dict]:
 
 
 def logistic(parts: Parts, labels: Parts, c_values, max_iterations: int) -> tuple[np.ndarray, dict]:
-    """The `Classifier` of `fit_logistic`; tells `chosen_C`, `converged` and `validation_accuracy`.
+    """The `Classifier` of `fit_logistic`; reports `chosen_C`, `converged` and `validation_accuracy`.
 
     Without a validation split C is the middle one of `c_values`.
 
@@ -116,7 +116,7 @@ def logistic(parts: Parts, labels: Parts, c_values, max_iterations: int) -> tupl
     mean, deviation = parts["unlabelled"]
     x = {split: (part - mean) / deviation for split, part in parts.items() if split != "unlabelled"}
     if len(x["train"]) < x["train"].shape[1]:
-        # The penalty keeps weights within the span of the images: n coordinates hold the same minimum as D.
+        # The penalty keeps weights in the span of the images: the minimum in n coordinates is that in D.
         basis = np.linalg.qr(x["train"].T)[0]
         x = {split: part @ basis for split, part in x.items()}
     grid = sorted(c_values) if "validation" in x else [middle(c_values)]
@@ -131,7 +131,7 @@ def logistic(parts: Parts, labels: Parts, c_values, max_iterations: int) -> tupl
 
 
 def class_counts(labels: np.ndarray, shares, per_class) -> dict[str, np.ndarray]:
-    """Returns {setting: (K,) how many images of each class, in ascending order of labels} for (n,) labels."""
+    """Returns {setting: (K,) images per class, in ascending order of labels} for (n,) labels."""
     have = np.unique(labels, return_counts=True)[1]
     counts = {f"{100 * share:.10g} %": np.maximum(1, np.rint(share * have).astype(int)) for share in shares}
     return counts | {f"{count} per class": np.minimum(have, count) for count in per_class}
@@ -142,9 +142,9 @@ def draw(labels: np.ndarray, counts: np.ndarray, seed: int, index: int) -> np.nd
 
     Args:
       labels: (n,) labels of a split.
-      counts: (K,) how many of each class, in ascending order of labels; at most what the class has.
-      seed: of the run.
-      index: number of the draw.
+      counts: (K,) images per class, in ascending order of labels; at most the size of the class.
+      seed: the seed of the run.
+      index: the index of the draw.
 
     Returns:
       (counts.sum(),) rows of the split, ascending. Larger counts add rows to those of smaller ones.
@@ -156,22 +156,22 @@ def draw(labels: np.ndarray, counts: np.ndarray, seed: int, index: int) -> np.nd
 
 
 def measure(source: Source, labels: Parts, draws: list[np.ndarray], classify: Classifier) -> dict:
-    """Takes one classifier through every draw of a setting.
+    """Measures one classifier on every draw of a setting.
 
     Args:
-      source: of the features.
-      labels: {split: (n,)} for `train`, `test` and, where there is one, `validation`.
-      draws: rows of `train` that are labelled, of one length.
-      classify: fits, chooses and predicts; labels of the test split are kept from it.
+      source: the features.
+      labels: {split: (n,)} for `train`, `test` and, if there is one, `validation`.
+      draws: labelled rows of `train`, the same number in each.
+      classify: fits, chooses and predicts, without the labels of the test split.
 
     Returns:
-      `value` (mean test accuracy), `values` (one a draw), `standard_error` (of both the draws and the test images:
-      variance of `values` over their number, plus that of the images' mean hits over theirs), `n`, `n_train`, and
-      for the logistic classifier `chosen_C` (one a draw), `converged` (in all draws) and, with a validation split,
+      `value` (mean test accuracy), `values` (one per draw), `standard_error` (over draws and test images: the variance
+      of `values` divided by their number, plus that of the images' mean hits divided by theirs), `n`, `n_train`, and
+      for the logistic classifier `chosen_C` (one per draw), `converged` (in all draws) and, with a validation split,
       the mean `validation_accuracy`.
     """
     held = {split: source.whole(split) for split in labels if split != "train"} | {"unlabelled": source.unlabelled}
-    # What classifiers learn from: everything but the test split's labels.
+    # Classifiers see everything but the labels of the test split.
     known = {split: y for split, y in labels.items() if split != "test"}
 
     def one(rows: np.ndarray) -> tuple[np.ndarray, dict]:
@@ -204,14 +204,14 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     """Runs the protocol.
 
     Args:
-      features: of a model and labelled data.
+      features: store of a model and labelled data.
       config: resolved; `eval.few_label` and `seed` are read.
-      floors: where the raw pixels' accuracies are kept.
+      floors: cache of the raw pixels' accuracies.
 
     Returns:
       One result for each choice of layers, setting and classifier, the default layer and the logistic
       classifier first; `value` is top-1 accuracy in [0, 1]. The floor is the same classifier on the raw
-      pixels of the same draws. Last, the first logistic one's mean accuracy on the validation split, if there is one.
+      pixels of the same draws. Last, the validation accuracy of the first logistic result, if there is that split.
 
     Raises:
       Skipped: no test split, no labels, or one class only.
@@ -255,7 +255,7 @@ def _cells(labels: np.ndarray, config) -> list[tuple[dict, list[np.ndarray], Cla
     for setting, counts in class_counts(labels, settings.shares, settings.per_class).items():
         draws = [draw(labels, counts, config.seed, i) for i in range(settings.num_seeds)]
         short = "per class" in setting and counts.min() < int(setting.split()[0])
-        note = {"note": "a class with fewer images gives all it has"} if short else {}
+        note = {"note": "all images of classes that have fewer"} if short else {}
         for name, (classify, parameters) in classifiers.items():
             told = {"protocol": PROTOCOL, "setting": setting, "classifier": name, "num_seeds": len(draws)}
             cells.append((told | parameters | note, draws, classify))

@@ -1,16 +1,16 @@
-"""Fine-tuning end to end (protocol finetune-v1): is the network a good place to begin from, where there are labels?
+"""End-to-end fine-tuning with labels (protocol finetune-v1).
 
-A linear head is put on the default layer's mean features, and all parameters below it are trained with the labels of
-the first `eval.finetune.num_images` training images: AdamW, cosine decay after a warm-up, smaller rates for lower
-blocks (`layer_decay`), the flips and mild crops of the run's own recipe. Each of `learning_rates` is a training of its
-own; the one with the best validation accuracy after its last step is kept (ties: the smaller), without a labelled
-validation split the middle one. The test split is read once. Floors:
+A linear head on the default layer's mean features and all parameters below it are trained on the labels of the first
+`eval.finetune.num_images` training images: AdamW, cosine decay after a warm-up, smaller rates for lower blocks
+(`layer_decay`), the flips and mild crops of the run's own recipe. Each of `learning_rates` is a separate training; the
+one with the best validation accuracy after its last step is kept (ties: the smaller rate), or the middle one without a
+labelled validation split. The test split is read once. Floors:
 
 - the same network from random initial values, trained the same way with the same choice of the rate, but with one rate
-  for all blocks: smaller ones for lower blocks suit what is learnt already, and would only hold it back;
+  for all blocks: smaller ones for lower blocks suit trained blocks only;
 - the linear probe on the frozen default layer with the same labels: C by validation, no refit.
 
-One seed: the standard error is of the test images alone. Not among the default evaluators, because it trains.
+There is one seed: the standard error covers the test images alone. Not among the default evaluators, since it trains.
 
 Dimensions: n images, D features, K classes.
 """
@@ -42,21 +42,21 @@ RANDOM, PROBE = "from random values", "linear probe, same labels"
 
 
 def light_recipe(config) -> augment.Recipe:
-    """Returns the flips and, down to 60 % of the area, the crops of the first view's recipe, and no other step."""
+    """Returns the first view's recipe reduced to its flips and its crops, of at least 60 % of the area."""
     first, _ = augment.recipes_from_config(config.augment)
     return augment.Recipe(crop_min_area=max(first.crop_min_area, SMALLEST_CROP), flip=first.flip)
 
 
 def rate_scales(trained: Any, layer: str, depth: int, decay: float) -> Any:
-    """Returns what each parameter's learning rate is multiplied by, a tree of floats or of arrays that broadcast.
+    """Returns the factor of each parameter's learning rate, a tree of floats or broadcastable arrays.
 
-    Block i of the `depth` that the layer lies above gets decay^(depth + 1 - i), the embeddings below decay^(depth + 1),
-    head and final norm 1 (as BEiT, arXiv 2106.08254, and MAE).
+    Block i of the `depth` blocks below the layer gets decay^(depth + 1 - i), the embeddings decay^(depth + 1), head and
+    final norm 1 (as in BEiT, arXiv 2106.08254, and MAE).
 
     Args:
       trained: the tree of trained parameters.
-      layer: whose features the head reads.
-      depth: blocks below it, in the stack it belongs to.
+      layer: the layer that the head reads.
+      depth: number of blocks up to it, in its stack.
       decay: in (0, 1].
     """
     stack = layer.partition("/")[0]
@@ -84,19 +84,19 @@ def _schedule(peak: float, total: int) -> np.ndarray:
 
 @dataclasses.dataclass
 class FineTuner:
-    """Trains networks of one architecture on the same images; its functions are compiled once for all of them.
+    """Trains networks of one architecture on the same images; functions are compiled once for all of them.
 
     Each process trains by itself, on one device.
 
     Attributes:
-      config: resolved, of the network.
-      layer: whose mean features the head reads.
-      palette: of palette tokens, else None.
+      config: the resolved config of the network.
+      layer: the layer whose mean features the head reads.
+      palette: the palette of palette tokens, else None.
       num_classes: K.
       settings: `config.eval.finetune` of the evaluation.
-      seed: of order and augmentation.
-      log: takes a line every half minute.
-      between: called after each epoch; may raise to end it.
+      seed: the seed of order and augmentation.
+      log: takes a progress line every half minute.
+      between: called after each epoch; may raise to end the training.
     """
 
     config: Any
@@ -125,17 +125,17 @@ class FineTuner:
         decay: float,
         name: str,
     ) -> tuple[dict, float]:
-        """Trains everything that the layer depends on, and a head that starts at zero.
+        """Trains all parameters that the layer depends on, and a head that starts at zero.
 
         Args:
-          params: where the network begins.
-          features: (n, D) float32 that it has there of these images; their mean and deviation standardise the
+          params: the initial parameters.
+          features: (n, D) float32 features of these images under `params`; their mean and deviation standardise the
             head's input throughout.
           images: (n, H, W, C) uint8.
           targets: (n,) int32 in [0, K).
           rate: peak learning rate; linear warm-up over a tenth of the steps, then cosine decay to 0.
-          decay: of learning rates from block to block downwards.
-          name: for the lines that tell how far it is.
+          decay: factor of the learning rate from one block to the one below.
+          name: of the training in progress lines.
 
         Returns:
           Weights for `predict`, and the last epoch's mean loss in nats.
@@ -165,7 +165,7 @@ class FineTuner:
         return {"trained": trained, "fixed": fixed}, mean
 
     def predict(self, weights: dict, images: np.ndarray) -> np.ndarray:
-        """Returns the (n,) targets that a trained network gives (n, H, W, C) uint8 images, in batches of one shape."""
+        """Returns (n,) predicted targets of (n, H, W, C) uint8 images, computed in batches of one shape."""
         size = min(self.config.eval.batch_size, len(images))
         found = []
         for start in range(0, len(images), size):
@@ -179,10 +179,10 @@ class FineTuner:
         return blocks.encoder_layers if self.layer == "encoder" else int(self.layer.partition("/")[2])
 
     def _split(self, params: Any, features: np.ndarray) -> tuple[dict, dict]:
-        """Copies what is trained; the rest, which the layer does not depend on, is only handed through."""
+        """Copies the trained parameters; the rest, which the layer does not depend on, is passed through."""
         stacks = _STACKS[:1] if self.layer.startswith("encoder") else _STACKS
         mean, deviation = moments(features)
-        # A copy: steps give back the memory of what they are given.
+        # A copy: steps donate the memory of their arguments.
         trained = {name: jax.tree.map(jnp.array, params[name]) for name in stacks}
         kernel = jnp.zeros((features.shape[1], self.num_classes))
         trained["head"] = {"kernel": kernel, "bias": jnp.zeros(self.num_classes)}
@@ -229,14 +229,14 @@ def evaluate(
     """Runs the protocol.
 
     Args:
-      features: of a model and labelled data.
+      features: store of a model and labelled data.
       config: resolved; `eval.finetune`, `eval.linear_probe` and `seed` are read.
-      floors: where the accuracy from random values is kept.
-      log: takes a line for every training.
+      floors: cache of the accuracy from random values.
+      log: takes a line per training.
       between: called after every epoch; may raise to end the evaluation.
 
     Returns:
-      `finetune_accuracy` on the test split and, where it has labels, on the validation split.
+      `finetune_accuracy` on the test split and, if it has labels, on the validation split.
 
     Raises:
       Skipped: no test split, no labels, or one class only.
@@ -275,7 +275,7 @@ def _rows(hits: np.ndarray, labels: Labels, floor: dict[str, float], told: dict,
 def _tuned(
     tuner: FineTuner, model, data, labels: Labels, classes: np.ndarray, decay: float, name: str
 ) -> tuple[np.ndarray, dict]:
-    """Trains at every rate; returns (n,) bool, the chosen one's hits on test images, and what was chosen."""
+    """Trains at every rate; returns the chosen network's hits on test images, (n,) bool, and the choice."""
     count = len(labels["train"])
     images, targets = data.train.images[:count], np.searchsorted(classes, labels["train"]).astype(np.int32)
     params, begun = jax.device_get(model.params), model.embed(images)

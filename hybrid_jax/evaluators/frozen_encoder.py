@@ -1,8 +1,8 @@
-"""Encoders that measure samples: named, frozen, and never the checkpoint that is judged.
+"""Named, frozen encoders for measuring samples, never the evaluated checkpoint itself.
 
-`random-conv-v1` is a small convolutional network with random weights. Nothing is downloaded, it favours no data, and
-it works for images that photographs' features do not fit; Naeem et al. 2020 (arXiv 2002.09797) recommend random
-embeddings there. Its numbers compare with numbers of the same encoder only.
+`random-conv-v1` is a small convolutional network with random weights. It needs no download, favours no data set, and
+works for images unlike photographs, for which Naeem et al. 2020 (arXiv 2002.09797) recommend random embeddings. Its
+numbers are comparable with numbers of the same encoder only.
 
 Dimensions: n images, H W C image, D features.
 """
@@ -35,12 +35,12 @@ _IMAGES_AT_ONCE, _PIXELS_AT_ONCE = 500, 2**21
 
 @dataclasses.dataclass(frozen=True)
 class FrozenEncoder:
-    """Features to measure images by.
+    """An encoder whose features measure images.
 
     Attributes:
-      name: stands beside every number measured with it.
+      name: reported with every number measured with it.
       embed: (n, H, W, C) uint8 -> (n, D) float32.
-      checksum: of a checkpoint's parameters; empty where it is none.
+      checksum: of a checkpoint's parameters; empty for other encoders.
     """
 
     name: str
@@ -59,7 +59,7 @@ def check(choice: str) -> None:
 def open_encoder(choice: str) -> FrozenEncoder:
     """Returns the encoder that `eval.sample_quality.encoder` names.
 
-    That of a workdir is its newest checkpoint's `embed`; the name tells path, step and a checksum of the parameters.
+    For a workdir it is `embed` of the newest checkpoint; the name holds path, step and a checksum of the parameters.
 
     Raises:
       UserError: no such encoder, or the workdir has no checkpoint.
@@ -67,7 +67,7 @@ def open_encoder(choice: str) -> FrozenEncoder:
     check(choice)
     if choice == RANDOM_CONV:
         return FrozenEncoder(RANDOM_CONV, random_conv)
-    # Of several processes each embeds for itself: with the numbers of a baseline known, another may not come here.
+    # Each process embeds by itself: a process with cached baselines may not get here.
     here = jax.make_mesh((1, 1), sharding.BATCH_AXES, axis_types=(AxisType.Auto,) * 2, devices=jax.local_devices()[:1])
     model = loading.load(choice, mesh=here)
     found = checksum(model.params)
@@ -87,14 +87,14 @@ def random_conv(images: np.ndarray) -> np.ndarray:
     """The features of `random-conv-v1`.
 
     Convolutions of 3x3 and stride 2 with 32, 64, then 128 channels halve the image until its shorter side is at most
-    4; each is followed by a leaky ReLU (slope 0.2). A random matrix takes the last map to 128 numbers. Weights and
-    biases are uniform, of variance 2 / fan-in and 1 / 4, from one stream of PCG64's raw integers.
+    4; each is followed by a leaky ReLU (slope 0.2). A random matrix projects the last map to 128 dimensions. Weights
+    and biases are uniform, of variance 2 / fan-in and 1 / 4, from one stream of PCG64's raw integers.
 
     Args:
       images: (n, H, W, C) uint8, of any size, n >= 1.
 
     Returns:
-      (n, 128) float32: the same on every machine but for rounding.
+      (n, 128) float32: the same on every machine up to rounding.
     """
     n, height, width, _ = images.shape
     weights = _weights(images.shape[1:])
@@ -114,7 +114,7 @@ def _weights(image_shape: tuple[int, int, int]) -> tuple[list[tuple[np.ndarray, 
     stream = np.random.PCG64(_SEED)
 
     def draw(shape: tuple[int, ...], variance: float) -> np.ndarray:
-        # numpy keeps the raw integers of a bit generator the same for ever, but not what Generator makes of them.
+        # numpy guarantees the raw integers of a bit generator across versions, but not the output of Generator.
         uniform = (stream.random_raw(math.prod(shape)) >> np.uint64(11)) * 2.0**-53
         return ((2 * uniform - 1) * math.sqrt(3 * variance)).astype(np.float32).reshape(shape)
 

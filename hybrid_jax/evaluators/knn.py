@@ -1,6 +1,6 @@
-"""k-nearest-neighbour classifier on frozen features (protocol knn-v1), as DINO's (Caron et al. 2021).
+"""k-nearest-neighbour classifier on frozen features (protocol knn-v1), as in DINO (Caron et al. 2021).
 
-Each test image asks its k nearest training images by cosine; a neighbour's vote weighs
+The k nearest training images by cosine similarity vote for the label of a test image, with weights
 exp(cosine / temperature). Ties: of equal cosines the earlier training image is the nearer, of equal
 votes the lower label wins.
 
@@ -45,7 +45,7 @@ def nearest(queries: np.ndarray, bank: np.ndarray, k: int) -> tuple[np.ndarray, 
       row comes first.
     """
     unit_bank = jax.device_put(_normalise(bank))
-    # Of more neighbours than are asked for, the first are the same: few calls need a shape of their own.
+    # Searching at least 20 does not change the first k, and few calls need a shape of their own.
     found_k = min(len(bank), max(k, FEWEST_NEIGHBOURS))
     cosines, rows = [], []
     for start in range(0, len(queries), QUERIES_AT_ONCE):
@@ -70,7 +70,7 @@ def _normalise(x: np.ndarray) -> np.ndarray:
 
 
 def classify(queries: np.ndarray, bank: np.ndarray, labels: np.ndarray, k: int, temperature: float) -> np.ndarray:
-    """Returns the (n,) labels that the neighbours vote for.
+    """Returns the (n,) predicted labels of the queries.
 
     Args:
       queries: (n, D) features.
@@ -81,7 +81,7 @@ def classify(queries: np.ndarray, bank: np.ndarray, labels: np.ndarray, k: int, 
     """
     classes, targets = np.unique(labels, return_inverse=True)
     cosines, rows = nearest(queries, bank, k)
-    # A factor common to one query's votes decides nothing: with the nearest at 1, none can overflow.
+    # A factor common to one query's votes changes nothing: with the nearest at 1, none can overflow.
     weights = np.exp((cosines - cosines[:, :1]).astype(np.float64) / temperature)
     cells = np.arange(len(queries))[:, None] * len(classes) + targets[rows]
     votes = np.bincount(cells.ravel(), weights.ravel(), minlength=len(queries) * len(classes))
@@ -96,15 +96,15 @@ def check(data, config) -> None:
 
 
 def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
-    """Runs the protocol on the default layer, the training split as the bank.
+    """Runs the protocol on the default layer, with the training split as the bank.
 
     Args:
-      features: of a model and labelled data.
+      features: store of a model and labelled data.
       config: resolved; `eval.knn` is read.
-      floors: where the raw pixels' accuracy is kept.
+      floors: cache of the raw pixels' accuracy.
 
     Returns:
-      One result, and one of the validation split where that has labels; `value` is top-1 accuracy in [0, 1].
+      One result, and one on the validation split if that has labels; `value` is top-1 accuracy in [0, 1].
 
     Raises:
       Skipped: no test split or no labels.

@@ -1,7 +1,7 @@
-"""Exact likelihood of the test split (protocol likelihood-v1) beside a histogram's.
+"""Exact likelihood of the test split (protocol likelihood-v1).
 
-The floor is a categorical distribution of its own for every token position, counted on the training
-split with add-one smoothing: what can be known of an image without looking at any of its other tokens.
+The floor is an independent categorical distribution for every token position, counted on the training split with
+add-one smoothing: a model that ignores all other tokens of the image.
 
 Dimensions: n images, N patches, S tokens per patch, V vocabulary.
 """
@@ -36,8 +36,8 @@ def fit_histograms(images: np.ndarray, spec: TokenSpec, palette, batch_size: int
     Args:
       images: (n, H, W, C) uint8.
       spec: how images become tokens.
-      palette: of the palette kind, else None.
-      batch_size: images that are encoded at once.
+      palette: the palette of palette tokens, else None.
+      batch_size: number of images encoded at once.
 
     Returns:
       (N*S, V) float32 log-probabilities, nats: log((count + 1) / (n + V)).
@@ -69,7 +69,7 @@ def _token_batches(images: np.ndarray, spec: TokenSpec, palette, batch_size: int
 
 
 def unit_of(spec: TokenSpec) -> tuple[str, float]:
-    """Returns the metric's name and how many nats per image one unit of it is.
+    """Returns the metric's name and the number of nats per image in one unit of it.
 
     Intensities: bits/dim = nats / (H*W*C * ln 2). Palette: nats per token.
     """
@@ -82,7 +82,7 @@ def unit_of(spec: TokenSpec) -> tuple[str, float]:
 def _description(model, images: np.ndarray) -> dict:
     spec = model.spec
     if spec.kind == "palette":
-        note = "lossy: scores the nearest palette colours, not the pixels; no bits/dim follows from it"
+        note = "lossy: scores the nearest palette colours, not the pixels, so it has no bits/dim"
         return {
             "token_kind": "palette",
             "palette_size": spec.vocab_size,
@@ -93,22 +93,22 @@ def _description(model, images: np.ndarray) -> dict:
     exact = spec.vocab_size == 256
     row = {"token_kind": "intensity", "levels": spec.vocab_size, "comparable_with_literature": exact}
     if not exact:
-        row["note"] = f"of images quantised to {spec.vocab_size} levels; only 256 compare with the literature"
+        row["note"] = f"images quantised to {spec.vocab_size} levels; only 256 are comparable with the literature"
     return row
 
 
 def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
-    """Scores the test split, and as many training images so that over-fitting shows.
+    """Scores the test split, and as many training images to show overfitting.
 
     Args:
-      features: of a model with a likelihood; its features are not computed.
+      features: store of a model with a likelihood; no features are extracted.
       config: resolved; `eval.likelihood` and `eval.batch_size` are read.
-      floors: where the histogram's likelihood is kept.
+      floors: cache of the histogram's likelihood.
 
     Returns:
       One result, lower is better: `value` on the test split with its `standard_error`, `train_value` on
-      the first `train_n` training images, `comparable_with_literature`, of a palette
-      `palette_psnr_db` on the same test images. Then one of the validation split, if there is one.
+      the first `train_n` training images, `comparable_with_literature`, and for palette tokens
+      `palette_psnr_db` on the same test images. Then one on the validation split, if there is one.
 
     Raises:
       Skipped: no likelihood, or no test split.
@@ -121,7 +121,7 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     metric, unit = unit_of(model.spec)
 
     def floor() -> float:
-        # On one device of this process: another may know the floor and not compute it.
+        # On one device of this process: others may have the floor cached.
         palette = jax.device_put(jax.device_get(model.palette))
         fitted = fit_histograms(train, model.spec, palette, batch)
         return -float(np.mean(histogram_log_prob(fitted, test, model.spec, palette, batch))) / unit
@@ -133,7 +133,7 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     known = [train[: len(test)]]
     if has_split(data, "validation"):
         known.append(data.validation.images[: config.eval.likelihood.num_images or None])
-    # In one pass, so that no further shape is compiled.
+    # In one pass, so that no other shape is compiled.
     known_values = -np.asarray(features.model.log_prob(np.concatenate(known)), np.float64) / unit
     train_values, held_out = np.split(known_values, [len(known[0])])
     row = {

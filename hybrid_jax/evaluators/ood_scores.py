@@ -1,6 +1,6 @@
-"""Scores that `ood` compares: single ones of a model, and trivial ones that no model is needed for.
+"""Scores that `ood` compares: those of the model, and trivial ones as floors.
 
-All are fitted on the training or the validation split, and higher where an image is more anomalous.
+All are fitted on the training or the validation split; higher = more anomalous.
 
 Dimensions: n images, D features, H W C image.
 """
@@ -21,19 +21,19 @@ from hybrid_jax.evaluators.logistic import solver
 
 FIT_IMAGES = 5_000
 NEIGHBOUR = 10
-# They have no direction of their own: each pair takes the better one, which favours them.
+# These have no direction of their own: each pair takes the better one, which favours them.
 UNDIRECTED = ("image mean", "image deviation", "share of zeros")
 
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """Images and what the networks say of them.
+    """Images with their features and likelihoods.
 
     Attributes:
       images: (n, H, W, C) uint8.
-      measures: of the model.
+      measures: the model's measures of the joint score.
       features: (n, D) float32, the model's default layer.
-      random: (n, D) float32, likewise of an untrained model of the same architecture.
+      random: (n, D) float32, the default layer of an untrained model of the same architecture.
     """
 
     images: np.ndarray
@@ -50,20 +50,17 @@ class Scores:
     """All scores, fitted.
 
     Attributes:
-      model: {name: function}, a `Seen` -> (n,) scores; the joint score, where there is one, first.
-      trivial: likewise, what stands beside them as floors.
+      model: {name: function of a `Seen` to (n,) scores}; the joint score, if there is one, first.
+      trivial: the same for the floors.
     """
 
     def __init__(self, features: FeatureStore, config, joint: JointScore | None):
-        """Fits them on at most 5,000 training images and, of the typicality, on the validation split."""
+        """Fits the scores on at most 5,000 training images, the typicality on the validation split."""
         self._features, self._config, self._joint = features, config, joint
         self._random = features.model.untrained(config.seed)
         self.model: dict[str, Score] = {}
         if joint is not None:
-            chosen = f"joint score {joint.kind}"
-            self.model[chosen] = lambda seen: joint.score(seen.measures)
-            other = "J2" if joint.kind == "J1" else "J1"
-            self.model[f"joint score {other}, not chosen"] = lambda seen: joint.score(seen.measures, other)
+            self.model["joint score"] = lambda seen: joint.score(seen.measures)
         self.model |= self._likelihoods() | self._of_features() | self._of_probe()
         self.trivial = self._of_pixels() | self._of_random() | self._of_histograms() | _statistics()
 
@@ -71,14 +68,13 @@ class Scores:
         """Passes (n, H, W, C) uint8 images through both networks."""
         model = self._features.model
         measures = model.measures(images)
-        features = measures.last if model.measured_layers[1] == model.default_layer else measures.middle
-        return Seen(images, measures, features, self._random.embed(images))
+        return Seen(images, measures, measures.default, self._random.embed(images))
 
     def _likelihoods(self) -> dict[str, Score]:
         if not self._features.model.has_likelihood:
             return {}
         if self._joint is not None:
-            usual = self._joint.arrays["tails/nll"].mean()
+            usual = self._joint.about["mean_nll"]
         else:
             data = self._features.data
             known = data.validation if has_split(data, "validation") else data.train
@@ -122,7 +118,7 @@ class Scores:
 
     def _of_histograms(self) -> dict[str, Score]:
         model, batch = self._features.model, self._config.eval.batch_size
-        # On one device of this process, as the floor of `likelihood`.
+        # On one device of this process, like the floor of `likelihood`.
         palette = jax.device_put(jax.device_get(model.palette))
         fitted = fit_histograms(self._features.data.train.images[:FIT_IMAGES], model.spec, palette, batch)
         return {
@@ -131,7 +127,7 @@ class Scores:
 
 
 def _of(part: Score, functions: dict[str, Distance]) -> dict[str, Score]:
-    """Makes functions of features functions of what was seen, of which `part` takes the features."""
+    """Turns functions of features into functions of a `Seen`, whose features `part` returns."""
 
     def one(function: Distance) -> Score:
         return lambda seen: function(part(seen))
@@ -140,7 +136,7 @@ def _of(part: Score, functions: dict[str, Distance]) -> dict[str, Score]:
 
 
 def _distances(bank: np.ndarray) -> dict[str, Distance]:
-    """Scores of (n, D) features by how far they lie from a (m, D) bank of the data's."""
+    """Scores of (n, D) features by their distance from an (m, D) bank of training features."""
     gaussian, k = Gaussian.fit(bank), min(NEIGHBOUR, len(bank))
     return {"Mahalanobis": gaussian.distance, "k-NN": lambda x: -nearest(x, bank, k)[0][:, -1]}
 

@@ -1,20 +1,20 @@
-"""Measures of samples beside real images: precision and recall, Frechet distance, memorization, classification.
+"""Metrics of samples: precision and recall, Frechet distance, memorization, classification accuracy score.
 
-Precision, recall, density and coverage. Every image is the centre of a ball that reaches to its k-th nearest neighbour
-among its own kind, itself not counted; the union of the balls stands for where such images lie. Precision and recall:
-Kynkaanniemi et al. 2019 (arXiv 1904.06991). Density and coverage: Naeem et al. 2020 (arXiv 2002.09797), as in the
-authors' code, where a point on the edge of a ball lies outside.
+Precision, recall, density and coverage. Every image is the centre of a ball that reaches to its k-th nearest other
+image of the same set; the union of the balls estimates the support of the set. Precision and recall: Kynkaanniemi et
+al. 2019 (arXiv 1904.06991). Density and coverage: Naeem et al. 2020 (arXiv 2002.09797), as in the authors' code, where
+a point on the edge of a ball lies outside.
 
-Frechet distance between two sets of features, each taken for a Gaussian (Dowson & Landau 1982).
+Frechet distance between two sets of features, each modelled as a Gaussian (Dowson & Landau 1982).
 
-Memorization: distances of samples to the nearest training images, beside those of the test images.
+Memorization: distances of samples to the nearest training images, compared with those of the test images.
 
-Classification accuracy score (Ravuri & Vinyals 2019, arXiv 1905.10887): a classifier fitted to samples is judged on
-real images; it can be good only if the samples show every class as it is. That paper's models draw a class on request;
-ours are unconditional, so a labeller, a classifier fitted to real training images and their labels, labels each sample.
-The labeller reads raw pixels and the classifier a frozen encoder's features, on purpose: were both of one kind, the
-classifier would copy the labeller even from noise (on Fashion-MNIST, both on `random-conv-v1`: .44 from uniform noise,
-which this pairing holds at .11, chance being .10).
+Classification accuracy score (Ravuri & Vinyals 2019, arXiv 1905.10887): a classifier fitted to samples is tested on
+real images; it can be accurate only if the samples represent every class. That paper's models are class-conditional;
+ours are not, so a labeller, a classifier fitted to real training images and their labels, labels each sample. The
+labeller reads raw pixels and the classifier a frozen encoder's features: on the same features, the classifier would
+copy the labeller even from noise (on Fashion-MNIST with `random-conv-v1` for both: .44 from uniform noise, against .11
+with this pairing and .10 at chance).
 
 Dimensions: n real images, m samples, D features, H W C image.
 """
@@ -38,14 +38,14 @@ LABELLER_C, CLASSIFIER_C, MAX_ITERATIONS = 0.01, 0.1, 300
 
 
 def precision_recall_density_coverage(real: np.ndarray, samples: np.ndarray, k: int) -> dict[str, np.ndarray]:
-    """Returns what each image adds to the four measures, whose values are the means.
+    """Returns the contribution of each image to the four metrics, which are their means.
 
     Memory grows with 500 * max(n, m), not with n * m.
 
     Args:
       real: (n, D) features, n > k.
       samples: (m, D) features, m > k.
-      k: which neighbour sets a ball's radius.
+      k: the neighbour that sets the radius of a ball.
 
     Returns:
       `precision` (m,) bool, whether the sample lies in a ball of a real image;
@@ -54,7 +54,7 @@ def precision_recall_density_coverage(real: np.ndarray, samples: np.ndarray, k: 
       `coverage` (n,) bool, whether a sample lies in the real image's ball.
     """
     real, samples = _centred(real, samples)
-    # Whether a point on the edge of a ball lies inside must be no chance of rounding.
+    # Rounding must not decide whether a point on the edge of a ball lies inside.
     real_radii, sample_radii = (radii(x, k) * (1 - 1e-9) for x in (real, samples))
     density, recall, coverage = [], np.zeros(len(real), bool), np.zeros(len(real), bool)
     for rows, squares in _snapped(samples, real):
@@ -70,10 +70,10 @@ def radii(x: np.ndarray, k: int) -> np.ndarray:
     """Returns the (n,) float64 squared distance of each of (n, D) points to its k-th nearest other point."""
     found = []
     for rows, squares in _snapped(x, x):
-        # A point is its own nearest, also where others are equal to it.
+        # A point is its own nearest neighbour, even if others are equal to it.
         squares[np.arange(len(squares)), np.arange(rows.start, rows.stop)] = -1
         squares.partition(k, axis=1)
-        # A view would keep all of the distances.
+        # A view would keep all distances in memory.
         found.append(squares[:, k].copy())
     return np.concatenate(found)
 
@@ -85,13 +85,13 @@ def nearest_distance(queries: np.ndarray, bank: np.ndarray) -> tuple[np.ndarray,
 
     Args:
       queries: (m, D).
-      bank: (n, D); of equally near rows the first counts.
+      bank: (n, D); of equally near rows the first is returned.
 
     Returns:
-      (m,) float64 distances and (m,) rows of the bank. The search is done in the inputs' precision: a row that
-      is further by rounding only may be found instead.
+      (m,) float64 distances and (m,) rows of the bank. The search is done in the inputs' precision: within rounding,
+      another row may be returned.
     """
-    rows = (_nearest_on_device if runtime.present() else _nearest_rows)(queries, bank)
+    rows = (_nearest_on_device if runtime.on_accelerator() else _nearest_rows)(queries, bank)
     distances = [
         np.linalg.norm(queries[part].astype(np.float64) - bank[rows[part]], axis=1)
         for part in np.array_split(np.arange(len(queries)), -(-len(queries) // ROWS_AT_ONCE))
@@ -118,13 +118,13 @@ def _nearest(queries: jax.Array, bank: jax.Array) -> jax.Array:
 
 
 def _centred(real: np.ndarray, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same points in float64 around the real ones' mean, where differences of squares keep their digits."""
+    """The same points in float64, centred on the mean of the real ones to avoid cancellation in distances."""
     mean = real.mean(axis=0, dtype=np.float64)
     return real - mean, samples - mean
 
 
 def _snapped(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """The squared distances, 0 where they are no more than rounding: whether equal points meet is then no chance."""
+    """Yields the squared distances, 0 where they are within rounding, so that equal points have distance 0."""
     largest = max(float(np.einsum("nd,nd->n", x, x).max()) for x in (a, b))
     for rows, squares in _squared_distances(a, b):
         squares[squares < 1e-13 * largest] = 0
@@ -146,22 +146,22 @@ def _squared_distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Returns |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), m means and C covariances.
 
-    It is biased upwards by few images, the more so the more features there are: compare numbers of equal n only.
+    It is biased upwards for few images, more so with more features: compare values of equal n only.
 
     Args:
       a: (n, D) features, n >= 2.
       b: (m, D) features, m >= 2.
 
     Returns:
-      The distance, in squared units of the features, at least 0; 0 for equal sets but for rounding.
+      The distance, in squared units of the features, at least 0; 0 for equal sets up to rounding.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     between = a.mean(axis=0) - b.mean(axis=0)
     first, second = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
     values, vectors = np.linalg.eigh(first)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    # (C_a C_b)^(1/2) has the trace of the root of this matrix, which is symmetric: no complex numbers, and covariances
-    # of fewer images than features are no trouble.
+    # (C_a C_b)^(1/2) has the trace of the root of this matrix, which is symmetric: its root is real, and covariances
+    # may be singular.
     eigenvalues = np.linalg.eigvalsh(root @ second @ root)
     cross = np.sqrt(np.maximum(eigenvalues, 0)).sum()
     return max(0.0, float(between @ between + np.trace(first) + np.trace(second) - 2 * cross))
@@ -169,7 +169,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Memorization:
-    """Training images in some features, and how near to them images are that are no copies.
+    """Features of the training images, and the distances from them of the test images, which are no copies.
 
     Attributes:
       train: (n, D) float32 features of the training images.
@@ -186,14 +186,14 @@ class Memorization:
 
     @property
     def threshold(self) -> float:
-        """What 99 % of the test images lie further away than."""
+        """The distance that 99 % of the test images exceed."""
         return float(np.percentile(self.test_distances, PERCENTILE))
 
     def measure(self, samples: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
         """Measures (m, D) features of samples.
 
         Returns:
-          (m,) bool, whether it is as near to a training image as the threshold; and the median distances of the
+          (m,) bool, whether a sample is within the threshold of a training image; and the median distances of the
           samples and of the test images.
         """
         distances, _ = nearest_distance(samples, self.train)
@@ -213,7 +213,7 @@ def count_copies(images: np.ndarray, train: np.ndarray) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Standardised:
-    """Logistic regression on features shifted and scaled by the mean and deviation of those it was fitted to."""
+    """Logistic regression on features standardised by the mean and deviation of those it was fitted to."""
 
     mean: np.ndarray
     scale: np.ndarray
@@ -221,7 +221,7 @@ class Standardised:
 
     @classmethod
     def fit(cls, x: np.ndarray, labels: np.ndarray, c: float) -> "Standardised":
-        """Fits to (n, D) features and (n,) labels; raises Skipped where these hold one class only."""
+        """Fits to (n, D) features and (n,) labels; raises Skipped if these hold one class only."""
         mean, scale = x.mean(axis=0), x.std(axis=0)
         scale[scale < 1e-6] = 1
         x = (x - mean) / scale
@@ -240,16 +240,16 @@ def fit_labeller(images: np.ndarray, labels: np.ndarray) -> Standardised:
 
 
 def score(x: np.ndarray, said: np.ndarray, real: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Fits the classifier to samples and judges it on real images.
+    """Fits the classifier to samples and tests it on real images.
 
     Args:
       x: (n, D) features of samples.
-      said: (n,) what the labeller says of them.
+      said: (n,) labels that the labeller predicts for them.
       real: {split: features (m, D), labels (m,)}.
 
     Returns:
-      {split: (m,) bool}, whether it names the real image's class; where the labeller finds one class only, that
-      class is its answer to everything.
+      {split: (m,) bool}, whether the real image is classified correctly; if the labeller predicts one class only, that
+      class is predicted for every image.
     """
     try:
         answers = Standardised.fit(x, said, CLASSIFIER_C).predict

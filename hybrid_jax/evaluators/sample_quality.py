@@ -1,16 +1,16 @@
-"""Quality of unconditional samples without any download (protocol sample-quality-v1).
+"""Quality of unconditional samples (protocol sample-quality-v1), without a download.
 
-n samples are compared with the first n training images in the features of a frozen, named encoder, never those of the
-checkpoint that is judged: a Frechet distance (not the FID, which has another encoder), precision, recall, density and
-coverage at k = 5. Then come a classification accuracy score on the real test images, and the share of near copies of
-training images. n is `num_images`, at most the test images and half of the training images.
+n samples are compared with the first n training images in the features of a frozen, named encoder, never the evaluated
+checkpoint: a Frechet distance (not the FID, which has another encoder), precision, recall, density and coverage at
+k = 5. Then come a classification accuracy score on the real test images, and the share of near copies of training
+images. n is `num_images`, at most the test images and half of the training images.
 
-Baselines are measured in the samples' place, and every number stands beside theirs:
+The same metrics are computed for baselines in the place of the samples:
 
-- real test images, which no model can be asked to beat (the classification score, whose test they are, has the
-  first n training images instead, which the labeller never saw);
-- histogram samples, which know each position's values and nothing else;
-- where tokens are lossy, test images in the model's tokens: the best that its samples could be.
+- real test images, which no model is expected to beat (for the classification score, which is tested on them, the first
+  n training images, which the labeller never saw);
+- histogram samples, drawn independently at each position;
+- if tokens are lossy, test images in the model's tokens: the best that its samples could be.
 
 Only the baselines, the threshold of near copies and the classification score read the test split.
 """
@@ -53,13 +53,14 @@ HISTOGRAMS, SHOWN = "histogram samples", "test images in the model's tokens"
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A measure of a set of images.
+    """A metric of a set of images.
 
     Attributes:
-      metric, variant: what it is called; most have one variant, named "".
-      split: whose images are compared with.
-      values: (m,) what each image adds; their mean is the value.
-      told: what else is known.
+      metric: name of the metric.
+      variant: name of the variant; "" for metrics with one variant.
+      split: the split that images are compared with.
+      values: (m,) contribution of each image; their mean is the value.
+      told: further entries of the result.
     """
 
     metric: str
@@ -70,16 +71,16 @@ class Score:
 
 
 class Judge:
-    """What sets of n images are measured against, prepared when first needed.
+    """Measures sets of n images; the references are prepared when first needed.
 
     Attributes:
-      n: how many images the sets have.
-      encoder: the frozen one.
-      shown: takes (n, H, W, C) uint8 images; returns them as the judged model's tokens show them.
+      n: number of images in a set.
+      encoder: the frozen encoder.
+      shown: maps (n, H, W, C) uint8 images to themselves encoded and decoded by the evaluated model's tokens.
     """
 
     def __init__(self, data, n: int, encoder: FrozenEncoder, shown: Callable[[np.ndarray], np.ndarray]):
-        """Takes a data set with training and test images, of the former at least 2 n."""
+        """Takes a data set with test images and at least 2 n training images."""
         self._data, self.n, self.encoder, self.shown = data, n, encoder, shown
 
     def likeness(self, images: np.ndarray) -> list[Score]:
@@ -92,7 +93,7 @@ class Judge:
     def copies(self, images: np.ndarray) -> list[Score]:
         """Looks for copies of training images among (n, H, W, C) uint8 images; see `sample_metrics.count_copies`.
 
-        All as tokens show it: a copy in a palette's colours is a copy.
+        Images are compared after encoding and decoding by tokens: a copy in palette colours is a copy.
         """
         images = self.shown(images)
         exact = {"exact_copies": count_copies(images, self.shown(self._data.train.images))}
@@ -103,7 +104,7 @@ class Judge:
         return scores
 
     def classification(self, images: np.ndarray) -> list[Score]:
-        """Fits a classifier to (n, H, W, C) uint8 images as the labeller names them, judged on real ones.
+        """Fits a classifier to (n, H, W, C) uint8 images with labels of the labeller, and tests it on real images.
 
         Raises:
           Skipped: no labels, or one class only.
@@ -120,7 +121,7 @@ class Judge:
 
     @functools.cached_property
     def _near(self) -> dict[str, tuple[Callable, Memorization]]:
-        """How images become the features in which copies are looked for, and what they are compared with."""
+        """{variant: function from images to the features in which copies are searched, and their reference}."""
         train, test = self._data.train.images, self.shown(self._data.test.images)
         shown = self.shown(train)
         bank = self._bank if shown is train else self.encoder.embed(shown)
@@ -132,7 +133,7 @@ class Judge:
 
     @functools.cached_property
     def _labeller(self) -> sample_metrics.Standardised:
-        """Fitted to training images that are not the reference, which may take the samples' place."""
+        """Fitted to training images outside of the reference, which is also a baseline."""
         train = self._data.train
         if train.labels is None or self._data.test.labels is None:
             raise Skipped("the data has no labels for a classification accuracy score")
@@ -145,7 +146,7 @@ class Judge:
 
     @functools.cached_property
     def _labelled(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Features and labels of the test and, where it has labels, the validation split."""
+        """Features and labels of the test split and, if it has labels, the validation split."""
         splits = {s: getattr(self._data, s) for s in ("test", "validation") if has_split(self._data, s)}
         return {s: (self.encoder.embed(x.images), x.labels) for s, x in splits.items() if x.labels is not None}
 
@@ -156,21 +157,21 @@ def is_lossy(spec: TokenSpec) -> bool:
 
 
 def as_tokens_show(images: np.ndarray, spec: TokenSpec, palette) -> np.ndarray:
-    """Returns what is left of images in a model's tokens: the best that its samples can look like.
+    """Returns images encoded to a model's tokens and decoded again: the best that its samples can look like.
 
     Args:
       images: (n, H, W, C) uint8.
       spec: how images become tokens.
-      palette: of the palette kind, else None.
+      palette: the palette of palette tokens, else None.
 
     Returns:
-      (n, H, W, C) uint8, the images themselves where tokens lose nothing.
+      (n, H, W, C) uint8, the images themselves if tokens are lossless.
     """
     if not is_lossy(spec) or not len(images):
         return images
     # On one device of this process: others may not call this.
     palette = jax.device_put(jax.device_get(palette))
-    # Filled up, so that one shape is compiled.
+    # Padded, so that one shape is compiled.
     padded = np.pad(images, [(0, -len(images) % IMAGES_AT_ONCE), (0, 0), (0, 0), (0, 0)])
     chunks = padded.reshape(-1, IMAGES_AT_ONCE, *images.shape[1:])
     return np.concatenate([np.asarray(_nearest_shown(chunk, spec, palette)) for chunk in chunks])[: len(images)]
@@ -184,20 +185,20 @@ def _nearest_shown(images: jax.Array, spec: TokenSpec, palette) -> jax.Array:
 def histogram_samples(images: np.ndarray, num: int, spec: TokenSpec, palette, seed: int) -> np.ndarray:
     """Draws every token from the training images' histogram of its position, independently of all others.
 
-    It is the likelihood's floor as a sampler, without that one's smoothing: each token is that of an image drawn anew.
+    It samples from the floor of the likelihood, without smoothing: each token is that of a newly drawn image.
 
     Args:
       images: (n, H, W, C) uint8, the training images.
-      num: how many to draw.
+      num: number of samples.
       spec: how images become tokens.
-      palette: of the palette kind, else None.
-      seed: of the draws.
+      palette: the palette of palette tokens, else None.
+      seed: the seed of the draws.
 
     Returns:
-      (num, H, W, C) uint8, as the tokens show it.
+      (num, H, W, C) uint8, decoded from tokens.
     """
     _, height, width, channels = images.shape
-    # A palette's token is a whole pixel, an intensity's one channel of it.
+    # A palette token is a whole pixel, an intensity token one channel of it.
     drawn = 1 if spec.kind == "palette" else channels
     which = np.random.default_rng(seed).integers(0, len(images), (num, height, width, drawn))
     rows, columns, channel = np.ogrid[:height, :width, :channels]
@@ -208,7 +209,7 @@ Measure = Callable[[np.ndarray], list[Score]]
 
 
 def check(config) -> None:
-    """Raises UserError where `eval.sample_quality.encoder` names none."""
+    """Raises UserError if `eval.sample_quality.encoder` is not an encoder."""
     frozen_encoder.check(config.eval.sample_quality.encoder)
 
 
@@ -216,18 +217,18 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     """Draws samples and runs the protocol.
 
     Args:
-      features: of a model with a likelihood; its samples are drawn, its features are not computed.
+      features: store of a model with a likelihood; samples are drawn, no features are extracted.
       config: resolved; `eval.sample_quality` and `seed` are read.
-      floors: where the baselines' numbers are kept.
+      floors: cache of the baselines' values.
 
     Returns:
-      Results whose `floor` holds the baselines' numbers: `frechet_distance` (lower is better), `precision`, `recall`,
-      `density`, `coverage`, `near_copy_share` (variants `in pixels` and `in features`, no score but a warning, with
-      `exact_copies`), and `classification_accuracy_score` with the validation split's beside it.
+      Results whose `floor` holds the baselines' values: `frechet_distance` (lower is better), `precision`, `recall`,
+      `density`, `coverage`, `near_copy_share` (variants `in pixels` and `in features`; a warning, not a score; with
+      `exact_copies`), and `classification_accuracy_score`, also on the validation split.
 
     Raises:
-      Skipped: no likelihood, no test split, too few images, the encoder is the judged checkpoint; with all other
-        results, no labels.
+      Skipped: no likelihood, no test split, too few images, or the encoder is the evaluated checkpoint. Without labels
+        it carries all other results.
       UserError: no such encoder.
     """
     settings = config.eval.sample_quality
@@ -266,12 +267,12 @@ def _judge(features: FeatureStore, settings) -> Judge:
         raise Skipped(f"{n} images can be compared, at least {K + 1} are needed")
     encoder = frozen_encoder.open_encoder(settings.encoder)
     if encoder.checksum and encoder.checksum == frozen_encoder.checksum(model.params):
-        raise Skipped("eval.sample_quality.encoder is the checkpoint that is judged; name another run")
+        raise Skipped("eval.sample_quality.encoder is the evaluated checkpoint itself; name another run")
     return Judge(data, n, encoder, functools.partial(_shown, model))
 
 
 def _baselines(features: FeatureStore, judge: Judge, seed: int) -> dict[str, Callable[[], np.ndarray]]:
-    """How the images are made that take the samples' place, since most often their numbers are known."""
+    """{baseline: function that returns its images}, not the images, since most often the values are cached."""
     model, train, test = features.model, features.data.train.images, features.data.test.images
     return {
         REAL: lambda: test[: judge.n],
@@ -282,7 +283,7 @@ def _baselines(features: FeatureStore, judge: Judge, seed: int) -> dict[str, Cal
 
 
 def _rows(found: list[tuple[Score, dict[str, float]]], told: dict) -> list[dict]:
-    """The results of scores and their floors; that of the validation split has none."""
+    """The results of scores and their floors; those of the validation split have none."""
     rows: list[dict] = []
     for score, floor in found:
         row = {"metric": score.metric, "value": float(score.values.mean()), "split": score.split, **told, **score.told}
@@ -306,7 +307,7 @@ def _shown(model, images: np.ndarray) -> np.ndarray:
 
 
 def _tokens(model) -> dict[str, str]:
-    """What baselines depend on beside the data."""
+    """What baselines depend on besides the data."""
     found = {"spec": repr(model.spec)}
     if model.palette is not None:
         found["palette"] = model.palette.digest()

@@ -1,10 +1,9 @@
-"""Transfer to another labelled data set (protocol transfer-v1): is what was learnt of use for other images?
+"""Transfer of frozen features to another labelled data set (protocol transfer-v1).
 
-The features stay as they are. `linear-probe-v1` and `knn-v1` run on the data set `eval.transfer.name`, whose images are
-brought to the model's size and channels as those of `--mode=embed`. All that is chosen, C and the best layer, is chosen
-on its validation split, a tenth of its training images; its test split (a tenth or a fifth where it has none) is read
-once. Floors: the same protocol on raw pixels, and on an untrained network of the same architecture. Where `name` is
-empty nothing runs.
+`linear-probe-v1` and `knn-v1` run on the data set `eval.transfer.name`, whose images are converted to the model's size
+and channels as in `--mode=embed`. C and the best layer are chosen on its validation split, a tenth of its training
+images; its test split (a tenth or a fifth if it has none) is read once. Floors: the same protocol on raw pixels, and on
+an untrained network of the same architecture. If `name` is empty, nothing runs.
 
 Dimensions: n images, D features.
 """
@@ -28,10 +27,10 @@ _EVALUATORS = (linear_probe.evaluate, knn.evaluate)
 
 
 def load(config) -> DataSet:
-    """Reads the other data set as evaluators see it, at the model's size and channels.
+    """Reads the other data set for evaluation, at the model's size and channels.
 
     Args:
-      config: resolved; `eval.transfer` says which, `data` how images are read, `eval.max_images` how many.
+      config: resolved; `eval.transfer` names the data set, `data` sets how images are read, `eval.max_images` how many.
 
     Returns:
       Its splits, in memory.
@@ -47,13 +46,13 @@ def load(config) -> DataSet:
     try:
         return sources.load(other).for_evaluation(config.eval.max_images).in_memory()
     except UserError as error:
-        # The fields of `data` that were set are not those the user wrote; and a test split there must be.
+        # The user wrote fields of `eval.transfer`, not of `data`; and an empty test split is not allowed here.
         told = re.sub(r"\bdata\.(name|path|test_split)\b", r"eval.transfer.\1", str(error))
         raise UserError(told.removesuffix(", empty")) from error
 
 
 def check(config) -> None:
-    """Raises UserError where another data set is named that cannot be used: missing, without labels, too small."""
+    """Raises UserError if the data set named cannot be used: missing, without labels, or too small."""
     asked = config.eval.transfer
     if not asked.name:
         if asked.path:
@@ -72,17 +71,17 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
     """Runs the protocol.
 
     Args:
-      features: of the model; its own data is not read.
+      features: store of the model; its own data is not read.
       config: resolved; `eval.transfer`, `eval.linear_probe`, `eval.knn`, `data` and `seed` are read.
-      floors: where the floors' accuracies are kept.
+      floors: cache of the floors' accuracies.
 
     Returns:
-      Rows as those evaluators give them, of the metrics `transfer_linear_probe_accuracy` and `transfer_knn_accuracy`,
-      with `data_name`, `data_fingerprint`, `data_notes` and `inner_protocol`; the validation split's among them.
+      The results of both evaluators, as metrics `transfer_linear_probe_accuracy` and `transfer_knn_accuracy`, with
+      `data_name`, `data_fingerprint`, `data_notes` and `inner_protocol`; validation results are included.
 
     Raises:
       Skipped: one class only.
-      UserError: the data set is gone or has changed so that it cannot be used.
+      UserError: the data set is missing or can no longer be used.
     """
     name = config.eval.transfer.name
     if not name:
@@ -99,7 +98,7 @@ def evaluate(features: FeatureStore, config, floors: FloorCache) -> list[dict]:
         return {_key(row): row["value"] for row in _measured(store, config, floors)}
 
     def random_floor(row: dict) -> float:
-        # Of the best layer, that of the untrained network by its own choice.
+        # The untrained network chooses its own best layer.
         compute = lambda: untrained()[_key(row)]
         told = {"protocol": PROTOCOL, "floor": RANDOM, "row": _key(row), "data": data.fingerprint, "seed": config.seed}
         settings = [config.eval.linear_probe.to_dict(), config.eval.knn.to_dict()]
@@ -118,7 +117,7 @@ def _key(row: dict) -> tuple[str, str, str]:
 
 
 def _network(config) -> list:
-    """What the features of an untrained network depend on, its seed aside."""
+    """What the features of an untrained network depend on besides its seed."""
     return [config.model.to_dict(), config.objective.generative_weight > 0, config.objective.contrastive_weight > 0]
 
 

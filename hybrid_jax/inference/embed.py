@@ -1,4 +1,4 @@
-"""Mode `embed`: features and log-likelihoods of a user's images, written to one npz in bounded memory."""
+"""Mode `embed`: writes features and log-likelihoods of a user's images to one npz, in bounded memory."""
 
 import os
 import pathlib
@@ -27,23 +27,23 @@ def embed_workdir(
     batch_size: int | None = None,
     log: Callable[[str], None] = print,
 ) -> pathlib.Path:
-    """What --mode=embed does: restores the model and writes what `Model.embed_files` returns, as an npz.
+    """Runs --mode=embed: restores the model and writes the result of `Model.embed_files` as an npz.
 
     Args:
       workdir: of a trained model.
       source: a folder, an image or an .npy file.
-      output: the npz, replaced where it exists; None = `embed.npz` in the workdir.
-      step: which checkpoint; None = the newest.
-      layer: whose features; None = the default layer.
-      on_error: at an unreadable file, `stop`, or `skip` it.
-      batch_size: images at a time; None = as the checkpoint's evaluations.
+      output: the npz, replaced if it exists; None = `embed.npz` in the workdir.
+      step: the checkpoint; None = the newest.
+      layer: the layer of the features; None = the default layer.
+      on_error: `stop` at an unreadable file, or `skip` it.
+      batch_size: images at a time; None = that of the checkpoint's evaluations.
       log: takes progress lines.
 
     Returns:
       The path of the npz.
 
     Raises:
-      UserError: one line for whatever the user can mend; nothing is written then.
+      UserError: a mistake the user can fix, in one line; nothing is written then.
     """
     target = pathlib.Path(output or pathlib.Path(workdir) / "embed.npz").expanduser()
     if target.suffix != ".npz" or target.is_dir():
@@ -56,7 +56,7 @@ def embed_workdir(
     model.config.eval.batch_size = batch_size or model.config.eval.batch_size
     advice = f"give --config and a lower --config.eval.batch_size, here {model.config.eval.batch_size}"
     try:
-        # Without a name where the system allows it, so that not even a killed run leaves it behind.
+        # Unnamed if the system allows it, so that not even a killed run leaves it behind.
         with tempfile.TemporaryFile(dir=target.parent) as rows, oom_advice(advice):
             columns = _embed(model, inputs, layer, on_error, rows)
             _save(target, columns)
@@ -72,7 +72,7 @@ def embed_workdir(
 def _embed(
     model: model_lib.Model, inputs: Inputs, layer: str | None, on_error: str, rows: BinaryIO
 ) -> dict[str, np.ndarray]:
-    """Returns the columns of the npz; the widest, the features, lies in the file `rows`."""
+    """Returns the columns of the npz; the largest, the features, are mapped from the file `rows`."""
     found: dict[str, list[np.ndarray]] = {}
     shape = (0, 0)
     with tqdm.tqdm(total=len(inputs), desc="embedding", unit=" images", file=sys.stderr, delay=1) as progress:
@@ -90,7 +90,7 @@ def _embed(
 
 
 def _save(target: pathlib.Path, columns: dict[str, Any]) -> None:
-    """Writes the npz beside its place and renames it, so that it is whole or absent."""
+    """Writes the npz atomically, to a temporary file that is renamed."""
     temporary = target.with_name(f"{target.name}.{os.getpid()}.incomplete")
     try:
         with temporary.open("wb") as file:

@@ -1,4 +1,4 @@
-"""Samples and completions in batches of bounded memory, over all devices of a mesh.
+"""Sampling and completion in batches of bounded memory, over all devices of a mesh.
 
 Dimensions: B images, N patches, S tokens per patch, K known patches, H W C image.
 """
@@ -18,13 +18,13 @@ from hybrid_jax.models.hybrid import HybridModel
 from hybrid_jax.models.sampler import Draw, incremental_model, sample_tokens
 from hybrid_jax.models.transformer import exact_products
 
-# Keys and values of a batch, on each device with memory of its own; what XLA copies of them while they grow comes to
-# as much again.
+# Keys and values of a batch, per device with memory of its own; XLA's copies of them while they grow need as much
+# again.
 CACHE_BYTES = 2**30
 
 
 def make_draw(temperature: float, top_k: int | None, top_p: float | None) -> Draw:
-    """Returns how tokens are drawn; raises UserError for what no distribution has."""
+    """Returns how tokens are drawn; raises UserError for settings out of range."""
     if not (temperature >= 0 and math.isfinite(temperature)):
         raise UserError(f"temperature={temperature}: must be at least 0 (0 = always the likeliest token)")
     if top_k is not None and top_k < 1:
@@ -35,14 +35,14 @@ def make_draw(temperature: float, top_k: int | None, top_p: float | None) -> Dra
 
 
 def as_key(rng: int | jax.Array) -> jax.Array:
-    """Returns a key: the one given, or that of a seed."""
+    """Returns a key: `rng` itself, or the key of a seed."""
     return rng if isinstance(rng, jax.Array) else jax.random.key(rng)
 
 
 def kept_patches(spec: tokens_lib.TokenSpec, num_rows: int | None, num_patches: int | None) -> int:
-    """Returns how many of an image's first patches are kept; raises UserError for what is no such number."""
+    """Returns how many of an image's first patches are kept; raises UserError for invalid numbers."""
     if (num_rows is None) == (num_patches is None):
-        raise UserError(f"num_rows={num_rows}, num_patches={num_patches}: must be one of the two")
+        raise UserError(f"num_rows={num_rows}, num_patches={num_patches}: exactly one of the two must be given")
     if num_patches is not None:
         if not 0 <= num_patches <= spec.num_patches:
             raise UserError(f"num_patches={num_patches}: must lie in [0, {spec.num_patches}]")
@@ -55,13 +55,13 @@ def kept_patches(spec: tokens_lib.TokenSpec, num_rows: int | None, num_patches: 
 
 
 class Generator:
-    """Draws what follows the known patches of each image.
+    """Samples the rest of each image given its first patches.
 
-    Image n draws by fold_in(key, n): the same numbers whatever the batch, the devices and the processes.
+    Image n is drawn with fold_in(key, n): the same numbers for any batch size, devices and processes.
     """
 
     def __init__(self, module: HybridModel, mesh: Mesh | None):
-        """Takes a model with a generative branch; with a mesh, batches are cut over it."""
+        """Takes a model with a generative branch; with a mesh, batches are sharded over its devices."""
         self._config, self._spec, self._mesh = module.config, module.spec, mesh
         whole = None if mesh is None else sharding.replicated(mesh)
 
@@ -75,12 +75,12 @@ class Generator:
         self._function = jax.jit(function, static_argnums=6, out_shardings=whole)
 
     def batch_size(self, count: int, at_once: int) -> int:
-        """Returns how many of `count` images to draw together: at most `at_once`, less where memory allows less."""
+        """Returns how many of `count` images to draw together: at most `at_once`, fewer if memory requires it."""
         c = self._config
         each = 2 * (c.encoder_layers + c.decoder_layers) * self._spec.num_patches * c.width
         fits = max(1, CACHE_BYTES // (each * jnp.dtype(c.dtype).itemsize))
         devices = 1 if self._mesh is None else self._mesh.size
-        # Devices that are a host's cores share its memory.
+        # CPU devices share the host's memory.
         shares = devices if jax.default_backend() != "cpu" else 1
         size = min(at_once, 2 ** math.ceil(math.log2(count)), fits * shares)
         return -(-size // devices) * devices
@@ -91,22 +91,23 @@ class Generator:
         """Completes a batch.
 
         Args:
-          params, palette: of the model.
-          key: of the whole job.
+          params: of the model.
+          palette: of the model.
+          key: of all batches.
           images: (B, H, W, C) uint8, of which the known patches are read.
-          first: the number of the first of them in the job.
+          first: index of the first of them among all images.
           num_patches: K, from 0 to N.
           draw: how tokens are drawn.
 
         Returns:
-          (B, H, W, C) uint8; in the known patches the images themselves.
+          (B, H, W, C) uint8; the known patches are unchanged.
         """
         rows = self._placed(first + np.arange(len(images), dtype=np.int32))
         drawn = np.asarray(self._function(params, palette, key, rows, self._placed(images), draw, num_patches))
         return np.where(known_pixels(self._spec, num_patches), images, drawn)
 
     def compiled(self, params: Any, palette: Any, size: int, num_patches: int):
-        """Compiles what draws `size` images after so many known patches."""
+        """Compiles sampling of `size` images after `num_patches` known patches."""
         where = None if self._mesh is None else sharding.batch_sharding(self._mesh)
         rows = jax.ShapeDtypeStruct((size,), np.int32, sharding=where)
         images = jax.ShapeDtypeStruct((size, *self._spec.image_shape), np.uint8, sharding=where)
@@ -114,7 +115,7 @@ class Generator:
         return self._function.lower(params, palette, as_key(0), rows, images, draw, num_patches).compile()
 
     def _placed(self, batch: np.ndarray) -> jax.Array:
-        """(B, ...) of the host -> the same on the devices."""
+        """Moves a (B, ...) array from the host to the devices."""
         if self._mesh is None:
             return jax.device_put(batch)
         return sharding.global_batch(batch[sharding.local_rows(self._mesh, len(batch))], self._mesh, len(batch))

@@ -1,4 +1,4 @@
-"""`load`: a trained model from its workdir alone."""
+"""Loads a trained model from its workdir."""
 
 import os
 from collections.abc import Callable
@@ -11,7 +11,8 @@ from hybrid_jax import sharding
 from hybrid_jax.errors import UserError
 from hybrid_jax.inference.model import Model
 from hybrid_jax.models import hybrid, tokens
-from hybrid_jax.storage.checkpoint import Checkpoints, DamagedError, choose_steps
+from hybrid_jax.storage.best import choose_steps
+from hybrid_jax.storage.checkpoint import Checkpoints, DamagedError
 
 
 def load(
@@ -20,20 +21,20 @@ def load(
     log: Callable[[str], None] = print,
     mesh: Mesh | None = None,
 ) -> Model:
-    """Loads a trained model; needs no dataset, optimizer or config file.
+    """Loads a trained model; needs no data set, optimizer or config file.
 
     Args:
-      workdir: what `--workdir` was in training.
-      step: which checkpoint; None or "latest" = the newest that is not damaged, "best" = the best by
+      workdir: `--workdir` of the training.
+      step: the checkpoint; None or "latest" = the newest that is not damaged, "best" = the best by
         `checkpoint.best_metric`.
-      log: takes the line about a damaged checkpoint.
-      mesh: whose devices share every batch; None = the default device alone.
+      log: takes a line for each damaged checkpoint.
+      mesh: its devices share every batch; None = the default device alone.
 
     Returns:
       The model.
 
     Raises:
-      UserError: no checkpoint, no such step, or all are damaged.
+      UserError: no checkpoint, an unknown step, or all are damaged.
     """
     checkpoints = Checkpoints(workdir)
     try:

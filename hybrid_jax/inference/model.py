@@ -1,4 +1,4 @@
-"""A trained model for use: features, likelihoods, bits per dimension; needs only a workdir."""
+"""A trained model for inference: features, likelihoods, samples, completions and anomaly scores."""
 
 import copy
 import functools
@@ -24,21 +24,23 @@ NO_LIKELIHOOD = "this checkpoint has no likelihood: it was trained with objectiv
 
 
 class Model:
-    """Parameters and what can be asked of them.
+    """A trained model: parameters and the functions that use them.
 
     Every method takes images as a (B, h, w) or (B, h, w, c) uint8 array, as a list of (h, w) or (h, w, c) ones of
-    different sizes, or as the path of a folder, of an image or of an .npy file. What has another size or other
-    channels than the model's (H, W, C) is resized and converted as in training.
+    different sizes, or as the path of a folder, of an image or of an .npy file. Images of another size or with other
+    channels than the model's (H, W, C) are resized and converted as in training.
 
     Attributes:
       config: the resolved config it was trained with.
-      params: the pytree used (the moving average where ema_decay > 0).
-      palette: of palette tokens, else None.
-      step: updates done.
+      params: the parameters in use, a pytree (the moving average if ema_decay > 0).
+      palette: the palette of palette tokens, else None.
+      step: number of updates.
       spec: how images become tokens.
-      has_likelihood, has_contrastive: which branches exist.
+      has_likelihood: whether the model has the generative branch.
+      has_contrastive: whether the model has the contrastive branch.
       default_layer: the layer `embed` reads.
-      fingerprint: of the data it was trained on, where known.
+      fingerprint: of the data it was trained on, if known.
+      workdir: directory of fitted statistics, if any.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class Model:
         fingerprint: str | None = None,
         workdir: str | os.PathLike | None = None,
     ):
-        """Wraps parameters; with a mesh, batches are cut over it. `workdir` is where fitted statistics lie."""
+        """Wraps parameters; with a mesh, batches are sharded over its devices."""
         self.config, self.params, self.palette, self.step = config, params, palette, step
         self._mesh = mesh
         self._compiled: dict[str, Any] = {}
@@ -66,35 +68,35 @@ class Model:
         self._anomaly: Any = None
 
     def embed(self, images: Images, layer: str | None = None) -> np.ndarray:
-        """Features: the mean over positions of a layer.
+        """Returns features: the mean over positions of a layer.
 
         Args:
-          images: as said above; of a folder, all its images in the order of their sorted paths.
+          images: in any form that the class accepts; those of a folder are read in the order of their sorted paths.
           layer: one of `layers` or `normed_layers`; None = `default_layer`.
 
         Returns:
           (B, D) float32.
 
         Raises:
-          UserError: no such layer, nothing at the path, an unreadable file, or arrays of another shape or dtype.
+          UserError: an unknown layer, no images at the path, an unreadable file, or an array of another shape or dtype.
         """
         return self._run(self.checked_layer(layer), images)
 
     def embed_files(self, path: Images, layer: str | None = None, on_error: str = "stop") -> dict[str, np.ndarray]:
-        """Features and log-likelihoods of files, by name.
+        """Returns features and log-likelihoods of files, by name.
 
         Args:
           path: a folder, an image or an .npy file.
           layer: as in `embed`.
-          on_error: at an unreadable file, `stop`, or `skip` it.
+          on_error: `stop` at an unreadable file, or `skip` it.
 
         Returns:
-          `names` (n,) str, sorted relative POSIX paths, of an .npy the row numbers; `features` (n, D) float32;
-          where there is a likelihood `log_prob` (n,) float32, nats per image; and where statistics were fitted
-          `anomaly_score` (n,) float32, as that method gives.
+          `names` (n,) str, sorted relative POSIX paths, or the row numbers of an .npy file; `features` (n, D) float32;
+          `log_prob` (n,) float32, nats per image, if the model has a likelihood; and `anomaly_score` (n,) float32, as
+          returned by that method, if its statistics were fitted.
 
         Raises:
-          UserError: as `embed`; with `skip`, no file could be read.
+          UserError: as in `embed`; with `skip`, if no file could be read.
         """
         parts = list(self.embed_batches(open_inputs(path), layer, on_error))
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
@@ -102,7 +104,7 @@ class Model:
     def embed_batches(
         self, inputs: Inputs, layer: str | None = None, on_error: str = "stop"
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Yields what `embed_files` returns a batch at a time: only one is in memory."""
+        """Yields the result of `embed_files` batch by batch, with one batch in memory."""
         layer = self.checked_layer(layer)
         wanted = [layer, "token_log_prob"] if self.has_likelihood else [layer]
         joint = anomaly_fit.find(self)
@@ -115,7 +117,7 @@ class Model:
             yield part
 
     def features(self, images: Images, normed: bool = False) -> dict[str, np.ndarray]:
-        """Every layer's features: {name: (B, D) float32}, from the first to the last; `normed_layers` too if asked."""
+        """Returns features of all `layers` in order, {name: (B, D) float32}; with `normed`, of `normed_layers` too."""
         found = self._run(f"*{hybrid.NORMED}" if normed else "*", images)
         # Compiled functions return dicts in alphabetical order.
         return {name: found[name] for name in self.layers + (self.normed_layers if normed else ())}
@@ -133,13 +135,13 @@ class Model:
 
     @functools.cached_property
     def normed_layers(self) -> tuple[str, ...]:
-        """Names that `embed` accepts too: the outputs of blocks (0 = their input) after the norm that follows."""
+        """Further names that `embed` accepts: the outputs of blocks (0 = their input) after the norm that follows."""
         depths = {"encoder": self.config.model.encoder_layers}
         depths |= {"decoder": self.config.model.decoder_layers} if self.has_likelihood else {}
         return tuple(f"{name}/{i}{hybrid.NORMED}" for name, depth in depths.items() if depth for i in range(depth + 1))
 
     def token_log_prob(self, images: Images) -> np.ndarray:
-        """Exact log-likelihood of each token in generation order: (B, N, S) float32, nats.
+        """Returns the exact log-likelihood of each token in generation order: (B, N, S) float32, nats.
 
         Raises:
           UserError: the checkpoint has no likelihood (generative_weight = 0).
@@ -149,11 +151,11 @@ class Model:
         return self._run("token_log_prob", images)
 
     def log_prob(self, images: Images) -> np.ndarray:
-        """Log-likelihood of each image: (B,) float32, nats; of the tokens, where those are coarser."""
+        """Returns the log-likelihood of each image (of its tokens, if those are coarser): (B,) float32, nats."""
         return _whole(self.token_log_prob(images))
 
     def bits_per_dim(self, images: Images) -> np.ndarray:
-        """-log2 p / (H W C) per image, (B,) float32; comparable with the literature at 256 levels only.
+        """Returns -log2 p / (H W C) per image, (B,) float32; comparable with the literature at 256 levels only.
 
         Raises:
           UserError: palette tokens (lossy, so not in bits per dimension), or no likelihood.
@@ -163,34 +165,34 @@ class Model:
         return -self.log_prob(images) / (math.prod(self.spec.image_shape) * math.log(2))
 
     def anomaly_score(self, images: Images) -> np.ndarray:
-        """How unlike the data an image is, by the joint score fitted on validation images when the run was evaluated.
+        """Returns the joint anomaly score, fitted on validation images when the run was evaluated.
 
         Args:
-          images: as said above.
+          images: in any form that the class accepts.
 
         Returns:
-          (B,) float32, higher = more anomalous. Without a likelihood the features decide alone.
+          (B,) float32, higher = more anomalous. Without a likelihood it depends on the features alone.
 
         Raises:
-          UserError: the checkpoint has no fitted statistics; the line names the command that makes them.
+          UserError: the checkpoint has no fitted statistics; the message names the command that fits them.
         """
         return self.fitted_anomaly().score(self.measures(images))
 
     def fitted_anomaly(self):
-        """Returns what `anomaly_score` was fitted to, a `joint_score.JointScore`; raises UserError as that does."""
+        """Returns the fitted score, a `joint_score.JointScore`; raises UserError as `anomaly_score` does."""
         if self._anomaly is None:
             self._anomaly = anomaly_fit.load(self)
         return self._anomaly
 
     def measures(self, images: Images):
-        """What the joint score is made of, as `joint_score.Measures`."""
+        """Returns the inputs of the joint score, as `joint_score.Measures`."""
         batches = self._batches(["measures"], open_inputs(images))
         return anomaly_fit.joined([anomaly_fit.measured(found["measures"]) for _, found in batches])
 
     def untrained(self, seed: int) -> "Model":
-        """Returns a model of the same architecture with fresh parameters; what is compiled is shared."""
+        """Returns a model of the same architecture with new random parameters; compiled functions are shared."""
         other = copy.copy(self)
-        # Jitted once more: what `init_params` does outside of its own function is no program by itself then.
+        # Jitted as a whole: the operations of `init_params` are then not compiled one by one.
         init = self._compiled.setdefault("init", jax.jit(functools.partial(hybrid.init_params, self._module)))
         fresh = init(jax.random.key(seed), jax.device_get(self.palette))
         other.params = sharding.place(jax.device_get(fresh), jax.tree.map(lambda x: x.sharding, self.params))
@@ -198,18 +200,15 @@ class Model:
         return other
 
     def under_causal_mask(self) -> "Model":
-        """Returns the same model whose features are read under the likelihood's mask, instead of the views'."""
+        """Returns the same model with features under the causal mask of the likelihood, not that of the views."""
         other = copy.copy(self)
         other._module, other._compiled = self._module.clone(contrastive=False), {}
         return other
 
     @functools.cached_property
     def measured_layers(self) -> tuple[str, str]:
-        """The middle layer, and the last or, without an encoder, the decoder's output."""
-        encoder, decoder = self.config.model.encoder_layers, self.config.model.decoder_layers
-        if encoder:
-            return f"encoder/{max(1, encoder // 2)}", "encoder"
-        return f"decoder/{max(1, decoder // 2)}", "decoder"
+        """The default layer, and the last layer of the encoder or, without one, of the decoder."""
+        return self.default_layer, "encoder" if self.config.model.encoder_layers else "decoder"
 
     def sample(
         self,
@@ -219,17 +218,17 @@ class Model:
         top_k: int | None = None,
         top_p: float | None = None,
     ) -> np.ndarray:
-        """Draws images from the model; at temperature 1 and without truncation exactly from its distribution.
+        """Draws samples, exactly from the model's distribution at temperature 1 without truncation.
 
         Args:
           rng: a key or a seed; image n depends on it and on n, not on `num`.
-          num: how many.
+          num: number of samples.
           temperature: divides the tokens' log-probabilities; 0 = always the likeliest token.
-          top_k: only the k likeliest tokens; None = all.
-          top_p: only the fewest tokens whose probabilities, after the above, sum to at least this; None = all.
+          top_k: samples among the k likeliest tokens; None = all.
+          top_p: then samples among the fewest tokens whose probabilities sum to at least this; None = all.
 
         Returns:
-          (num, H, W, C) uint8; of tokens coarser than pixels the middle of each bin, or the palette's colours.
+          (num, H, W, C) uint8; for tokens coarser than pixels the middle of each bin, or the palette's colours.
 
         Raises:
           UserError: no likelihood, or a setting that is not allowed.
@@ -249,20 +248,22 @@ class Model:
         top_p: float | None = None,
         num_patches: int | None = None,
     ) -> np.ndarray:
-        """Keeps the beginning of each image and draws the rest given it.
+        """Completes images: keeps the beginning of each and samples the rest given it.
 
         Args:
-          images: as said above.
-          num_rows: how many of the first pixel rows are kept, a multiple of the patch size; None where
-            `num_patches` says it.
-          rng, temperature, top_k, top_p: as in `sample`.
-          num_patches: how many of the first patches, in raster order, are kept instead.
+          images: in any form that the class accepts.
+          num_rows: number of first pixel rows that are kept, a multiple of the patch size; None with `num_patches`.
+          rng: as in `sample`.
+          temperature: as in `sample`.
+          top_k: as in `sample`.
+          top_p: as in `sample`.
+          num_patches: number of first patches, in raster order, that are kept instead.
 
         Returns:
-          (B, H, W, C) uint8; the kept part is the image's own.
+          (B, H, W, C) uint8; the kept part is unchanged.
 
         Raises:
-          UserError: as `sample`, or a part that no image has.
+          UserError: as in `sample`, or an invalid number of rows or patches.
         """
         kept = kept_patches(self.spec, num_rows, num_patches)
         return np.concatenate(list(self.completions(images, kept, rng, temperature, top_k, top_p)))
@@ -276,7 +277,7 @@ class Model:
         top_k: int | None = None,
         top_p: float | None = None,
     ) -> Iterator[np.ndarray]:
-        """Yields what `complete` returns a batch at a time."""
+        """Yields the result of `complete` batch by batch."""
         if not self.has_likelihood:
             raise UserError(f"samples: {NO_LIKELIHOOD}")
         draw, key, inputs = make_draw(temperature, top_k, top_p), as_key(rng), open_inputs(images)
@@ -289,26 +290,26 @@ class Model:
             first += count
 
     def with_state(self, state) -> "Model":
-        """Returns the same model with a train state's parameters; what is compiled is shared."""
+        """Returns the same model with a train state's parameters; compiled functions are shared."""
         other = copy.copy(self)
-        # The moving average where there is one.
+        # The moving average if there is one.
         other.params = state.params if state.ema_params is None else state.ema_params
         other.palette, other.step, other._anomaly = state.palette, int(state.step), None
         return other
 
     def checked_layer(self, layer: str | None) -> str:
-        """Returns the layer's name, by default `default_layer`; raises UserError where there is no such layer."""
+        """Returns the layer's name, by default `default_layer`; raises UserError for an unknown layer."""
         layer = layer or self.default_layer
         if layer not in self.layers + self.normed_layers:
             known = ", ".join(self.layers)
-            raise UserError(f"layer {layer!r}: must be one of {known}; after a norm {', '.join(self.normed_layers)}")
+            raise UserError(f"layer {layer!r}: must be one of {known}; or, normed, {', '.join(self.normed_layers)}")
         return layer
 
     def _function(self, name: str) -> Any:
-        """Returns a jitted (params, palette, images) -> outputs, whole on every device.
+        """Returns a jitted (params, palette, images) -> outputs, replicated on every device.
 
-        `token_log_prob` gives that, the name of a layer its features, `*` those of all, `*:normed` normed ones too,
-        `measures` what the joint anomaly score reads.
+        Names: `token_log_prob`; a layer for its features; `*` for features of all layers, `*:normed` with normed ones;
+        `measures` for the inputs of the joint anomaly score.
         """
         if name in self._compiled:
             return self._compiled[name]
@@ -331,7 +332,7 @@ class Model:
         return self._compiled[name]
 
     def compilation(self, name: str, normed: bool = False) -> Callable[[], Any]:
-        """Returns what compiles a program for whole batches, so that calls find it ready.
+        """Returns a function that compiles a program for whole batches ahead of its first call.
 
         Args:
           name: `features`, with `normed` as that method's; `embed` of the default layer; `token_log_prob`; `measures`.
@@ -344,7 +345,7 @@ class Model:
         return lambda: function.lower(self.params, self.palette, images).compile()
 
     def drawing(self, num: int, num_patches: int) -> Callable[[], Any]:
-        """Returns what compiles the program that draws `num` images after so many known patches, at temperature > 0."""
+        """Returns a function that compiles sampling `num` images after `num_patches` known ones, at temperature > 0."""
         size = self._generator.batch_size(num, self.config.eval.batch_size)
         return lambda: self._generator.compiled(self.params, self.palette, size, num_patches)
 
@@ -360,7 +361,7 @@ class Model:
     def _batches(
         self, names: list[str], inputs: Inputs, on_error: str = "stop"
     ) -> Iterator[tuple[Chunk, dict[str, Any]]]:
-        """Applies functions batch by batch, in batches of one shape so that each is compiled once."""
+        """Applies functions batch by batch, in one shape so that each is compiled once."""
         functions = {name: self._function(name) for name in names}
         size = self._batch_size(len(inputs))
         for chunk in inputs.chunks(self.spec.image_shape[:2], self.spec.channels, size, on_error):
@@ -369,7 +370,7 @@ class Model:
             yield chunk, jax.tree.map(lambda x, n=count: np.asarray(x)[:n], found)
 
     def _padded(self, images: np.ndarray, size: int) -> jax.Array:
-        """(b, H, W, C) of at most `size` images -> (size, H, W, C), on the devices."""
+        """(b, H, W, C), b at most `size` -> (size, H, W, C), on the devices."""
         padded = np.pad(images, [(0, size - len(images)), (0, 0), (0, 0), (0, 0)])
         if self._mesh is None:
             return jax.device_put(padded)
@@ -377,5 +378,5 @@ class Model:
 
 
 def _whole(token_log_prob: np.ndarray) -> np.ndarray:
-    """(B, N, S) nats of tokens -> (B,) float32 of images."""
+    """(B, N, S) nats of tokens -> (B,) float32 nats of images."""
     return token_log_prob.sum(axis=(1, 2), dtype=np.float64).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Mode `sample`: images drawn from the model, or completions of a user's images, as a PNG sheet and an .npy."""
+"""Mode `sample`: writes samples, or completions of a user's images, as a PNG sheet and an .npy file."""
 
 import os
 import pathlib
@@ -20,21 +20,8 @@ from hybrid_jax.inference.generation import kept_patches, known_pixels
 from hybrid_jax.utils.image_grid import HIDDEN, laid_out
 
 EXACTLY = {"temperature": 1.0}  # from the model's own distribution
-SHOWN = 256  # images at most on a sheet
-_IN_A_ROW = 12  # images of a row, at most
-
-
-def use_all_cores() -> None:
-    """Makes each core of this host a device, where nobody chose another number; before JAX looks for its devices.
-
-    The steps of sampling are too small to be cut over cores one by one; images are not. Accelerators do not mind.
-    Not beyond 8, as every device has the parameters to itself.
-    """
-    if "JAX_NUM_CPU_DEVICES" not in os.environ and "xla_force_host_platform" not in os.environ.get("XLA_FLAGS", ""):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        jax.config.update("jax_num_cpu_devices", min(cores, 8))
-        # Several devices run at once only if none of them is run by the calling thread.
-        jax.config.update("jax_cpu_enable_async_dispatch", True)
+SHOWN = 256  # most images on a sheet
+_IN_A_ROW = 12  # most images in a row
 
 
 def sample_workdir(
@@ -49,26 +36,26 @@ def sample_workdir(
     batch_size: int | None = None,
     log: Callable[[str], None] = print,
 ) -> pathlib.Path:
-    """What --mode=sample does: restores the model on all devices and writes what it draws.
+    """Runs --mode=sample: restores the model on all devices and writes samples or completions.
 
     Args:
       workdir: of a trained model.
-      step: which checkpoint; None = the newest.
-      num: how many images, by default 64; with `source` how many completions of each image, by default 1.
+      step: the checkpoint; None = the newest.
+      num: number of samples, by default 64; with `source` number of completions of each image, by default 1.
       source: images to complete: a folder, an image or an .npy file; None = samples.
       output: the PNG; None = `sample.png` in the workdir. The same name with .npy holds the pixels:
-        (num, H, W, C) uint8, of completions (images, num, H, W, C).
-      kept: pixel rows or patches that completions keep; without either the upper half.
+        (num, H, W, C) uint8, for completions (images, num, H, W, C).
+      kept: number of pixel rows, or of patches, that completions keep; (None, None) = the upper half.
       how: `temperature`, `top_k` and `top_p` of `Model.sample`.
       seed: the same seed draws the same images.
-      batch_size: images at a time, as far as memory allows; None = as the checkpoint's evaluations.
+      batch_size: images at a time, fewer if memory requires it; None = that of the checkpoint's evaluations.
       log: takes progress lines.
 
     Returns:
       The path of the PNG.
 
     Raises:
-      UserError: one line for whatever the user can mend; nothing is written then.
+      UserError: a mistake the user can fix, in one line; nothing is written then.
     """
     target = pathlib.Path(output or pathlib.Path(workdir) / "sample.png").expanduser()
     if target.suffix != ".png" or target.is_dir():
@@ -78,7 +65,7 @@ def sample_workdir(
     if num is not None and num < 1:
         raise UserError(f"--num={num}: must be at least 1")
     if source is None and kept != (None, None):
-        raise UserError("--input is missing: the images of which --num_rows or --num_patches keep the beginning")
+        raise UserError("--input is missing: --num_rows and --num_patches need images to complete")
     model = loading.load(workdir, step, log, sharding.all_devices())
     model.config.eval.batch_size = batch_size or model.config.eval.batch_size
     with oom_advice(f"give --config and a lower --config.eval.batch_size, here {model.config.eval.batch_size}"):
@@ -88,7 +75,7 @@ def sample_workdir(
         else:
             images, sheet, told = _completed(model, source, num or 1, kept, seed, how)
     _write(target, images, sheet)
-    lossy = ", in colours of its palette" if model.spec.kind == "palette" else ""
+    lossy = ", in palette colours" if model.spec.kind == "palette" else ""
     settings = ", ".join(f"{name} {value:g}" for name, value in how.items() if value is not None)
     log(f"step {model.step}: {told}{lossy}, {settings}: {target}, {target.with_suffix('.npy').name}")
     return target
@@ -97,7 +84,7 @@ def sample_workdir(
 def _drawn(
     model: model_lib.Model, images, num_patches: int, rng: int | jax.Array, how: Mapping[str, Any]
 ) -> np.ndarray:
-    """Draws what follows the first patches of each image, with a progress bar: (n, H, W, C) uint8."""
+    """Returns (n, H, W, C) uint8 images sampled given their first patches, with a progress bar."""
     parts = []
     with tqdm.tqdm(total=len(images), desc="sampling", unit=" images", file=sys.stderr, delay=1) as progress:
         for part in model.completions(images, num_patches, rng, **how):
@@ -114,7 +101,7 @@ def _completed(
     seed: int,
     how: Mapping[str, Any],
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """Returns completions (images, num, H, W, C), their sheet, and what they are in words."""
+    """Returns completions (images, num, H, W, C), their sheet, and their description."""
     spec = model.spec
     if kept == (None, None):
         kept = (spec.height // spec.patch_size // 2 * spec.patch_size, None)
@@ -136,7 +123,7 @@ def _completed(
 
 
 def _write(target: pathlib.Path, images: np.ndarray, sheet: np.ndarray) -> None:
-    """Writes both files beside their places and renames them."""
+    """Writes both files atomically, to temporary files that are renamed."""
     names = [target.with_suffix(".npy"), target]
     temporaries = [name.with_name(f"{name.name}.{os.getpid()}.incomplete") for name in names]
     try:

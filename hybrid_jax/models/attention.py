@@ -1,14 +1,14 @@
-"""Scaled dot-product attention (Vaswani et al. 2017, arXiv 1706.03762) in the form that suits platform and shape.
+"""Scaled dot-product attention (Vaswani et al. 2017, arXiv 1706.03762) with one implementation per platform and shape.
 
-| platform | form |
+| platform | implementation |
 |---|---|
-| wherever no other is named | `plain`: two matrix products and a softmax between, scores in memory |
-| CPU, causal, from `BLOCKS_LENGTH` positions on | `causal_blocks`: `plain` in blocks of queries, without unseen keys |
-| TPU, from `KERNEL_LENGTH` positions on | `splash`: JAX's Pallas kernel, scores in VMEM, block by block |
-| GPU, where cuDNN accepts shape and dtype | `cudnn`: its flash attention, through `jax.nn.dot_product_attention` |
+| default | `plain`: two matrix products with a softmax in between, scores in memory |
+| CPU, causal, from `BLOCKS_LENGTH` positions | `causal_blocks`: `plain` in blocks of queries, skipping masked keys |
+| TPU, from `KERNEL_LENGTH` positions | `splash`: JAX's Pallas kernel, scores in VMEM, block by block |
+| GPU, if cuDNN supports shape and dtype | `cudnn`: flash attention through `jax.nn.dot_product_attention` |
 
-All compute the softmax in float32, and are equal up to rounding. `jax.nn.dot_product_attention` without cuDNN is the
-plain form with other intermediates: slower on CPUs, more memory on TPUs (benchmarks/README.md), so it is not used.
+All compute the softmax in float32 and agree up to rounding. `jax.nn.dot_product_attention` without cuDNN is not used:
+it is slower than `plain` on CPUs and takes more memory on TPUs (benchmarks/README.md).
 
 Dimensions: B batch, N positions, H heads, E features of a head.
 """
@@ -28,12 +28,12 @@ from hybrid_jax.sharding import GPU_PLATFORMS
 # (B, N, H, E) query, key, value, and whether position i attends to positions <= i only -> (B, N, H, E).
 Attend = Callable[[jax.Array, jax.Array, jax.Array, bool], jax.Array]
 
-# Shorter sequences' scores are small; where the kernel begins to be faster was not measured, for want of a TPU.
+# Scores of shorter sequences are small; the length where the kernel becomes faster was not measured on a TPU.
 KERNEL_LENGTH = 512
-# From here on blocks of queries are faster (benchmarks/README.md); smaller blocks than these are not.
+# From this length blocks of queries are faster (benchmarks/README.md), unless they are smaller than below.
 BLOCKS_LENGTH = 64
 _FEWEST_QUERIES = 32
-# Rows and columns of scores that the TPU kernel holds at once; multiples of 128, the width of its registers.
+# Block sizes of the TPU kernel; multiples of 128, the register width.
 _BLOCKS = (512, 384, 256)
 
 
@@ -41,8 +41,10 @@ def plain(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> j
     """Attention with all scores in memory: (B, H, N, N) float32.
 
     Args:
-      query, key, value: (B, N, H, E).
-      causal: position i attends to positions <= i; else to all.
+      query: (B, N, H, E).
+      key: (B, N, H, E).
+      value: (B, N, H, E).
+      causal: position i attends to positions <= i only.
 
     Returns:
       (B, N, H, E) of the inputs' dtype.
@@ -53,12 +55,14 @@ def plain(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> j
 
 
 def causal_blocks(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """`plain` under the causal mask, an eighth of the queries (at least 32) at a time with the keys up to the last.
+    """`plain` with the causal mask, for blocks of N/8 queries (at least 32) and the keys up to the end of the block.
 
-    Of N^2 scores it computes and keeps 9/16 from 256 positions on, where the mask leaves 1/2; 3/4 of 64 positions'.
+    It computes and stores 9/16 of the N^2 scores from N = 256, and 3/4 for N = 64; the mask needs about 1/2.
 
     Args:
-      query, key, value: (B, N, H, E).
+      query: (B, N, H, E).
+      key: (B, N, H, E).
+      value: (B, N, H, E).
 
     Returns:
       (B, N, H, E) of the inputs' dtype.
@@ -97,12 +101,12 @@ def _unflat(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def cudnn(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
-    """`plain` as cuDNN's flash attention; on NVIDIA GPUs, where `cudnn_accepts`."""
+    """`plain` with cuDNN's flash attention, on NVIDIA GPUs if `cudnn_accepts` the inputs."""
     return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn")
 
 
 def cudnn_accepts(query: jax.Array | jax.ShapeDtypeStruct) -> bool:
-    """Returns whether JAX would hand (B, N, H, E) to cuDNN: half precision, few enough features, cuDNN installed."""
+    """Returns whether JAX can use cuDNN for (B, N, H, E): half precision, small enough E, cuDNN installed."""
     like = jax.ShapeDtypeStruct(query.shape, query.dtype)
     try:
         jax.eval_shape(lambda x: cudnn(x, x, x, True), like)
@@ -112,12 +116,14 @@ def cudnn_accepts(query: jax.Array | jax.ShapeDtypeStruct) -> bool:
 
 
 def splash(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool, interpret: bool = False) -> jax.Array:
-    """`plain` as a Pallas TPU kernel, forward and backward, that never writes the scores to HBM.
+    """`plain` as a Pallas TPU kernel, forward and backward, that never writes scores to HBM.
 
     Args:
-      query, key, value: (B, N, H, E) on one device; any N, as it is padded to whole blocks.
-      causal: as in `plain`; blocks of masked scores are skipped.
-      interpret: compute what the kernel would, on any platform.
+      query: (B, N, H, E) on one device; any N, padded to whole blocks.
+      key: as `query`.
+      value: as `query`.
+      causal: as in `plain`; fully masked blocks are skipped.
+      interpret: run the kernel in interpret mode, on any platform.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
@@ -133,7 +139,7 @@ def splash(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool, int
         block_sizes=kernels.BlockSizes(**sizes),
         interpret=interpret,
     )
-    # No position attends to padding: under the causal mask it comes last, else it is a segment of its own.
+    # No position attends to padding: it comes last under the causal mask, and is a separate segment otherwise.
     segment = (jnp.arange(padded) >= n).astype(jnp.int32)
     segments = None if causal or padded == n else kernels.SegmentIds(segment, segment)
     query = (query.astype(jnp.float32) * e**-0.5).astype(query.dtype)
@@ -143,28 +149,28 @@ def splash(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool, int
 
 
 def block_size(length: int) -> int:
-    """Returns the side of the TPU kernel's blocks: that which pads a sequence least, of equals the largest."""
+    """Returns the block size of the TPU kernel: the one with the least padding, the largest of equals."""
     return 128 if length <= 128 else min(_BLOCKS, key=lambda block: -(-length // block) * block)
 
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-    """Chooses the form when a program is traced, by the platform of the devices it is for.
+    """Chooses the implementation at trace time, by the platform of the target devices.
 
     Attributes:
-      mesh: whose devices run the program, here or not; its axes cut the batch, each head is on one device.
-      interpret: whether kernels are interpreted.
+      mesh: target devices, present or not; the batch is sharded over all axes, heads are not.
+      interpret: whether to run Pallas kernels in interpret mode.
     """
 
     mesh: Mesh
     interpret: bool = False
 
     def wants_whole_arrays(self, query: jax.ShapeDtypeStruct, causal: bool) -> bool:
-        """Returns whether slices of one array would be copied first, as for calls of cuDNN."""
+        """Returns whether inputs that are slices of one array would be copied, as in calls of cuDNN."""
         return self.form(query, causal) == "cudnn"
 
     def form(self, query: jax.Array | jax.ShapeDtypeStruct, causal: bool) -> str:
-        """Returns the name of the form for (B, N, H, E)."""
+        """Returns the name of the implementation for (B, N, H, E)."""
         platform = self.mesh.devices.flat[0].platform
         if platform == "cpu" and causal and query.shape[1] >= BLOCKS_LENGTH:
             return "causal_blocks"
@@ -175,7 +181,7 @@ class Attention:
         return "plain"
 
     def __call__(self, query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
-        """As `plain`."""
+        """Computes attention; see `plain`."""
         form = self.form(query, causal)
         if form == "plain":
             return plain(query, key, value, causal)
@@ -189,22 +195,22 @@ class Attention:
 
         if self.mesh.size == 1:
             return local(query, key, value)
-        # The partitioner cannot look into a kernel: each device calls it on its own part of the batch.
+        # The partitioner cannot split a kernel: each device calls it on its part of the batch.
         cut = P(self.mesh.axis_names)
         mapped = jax.shard_map(local, mesh=self.mesh, in_specs=(cut,) * 3, out_specs=cut, check_vma=False)
         return mapped(query, key, value)
 
 
 def choose(setting: str, mesh: Mesh | None) -> Attend:
-    """Returns what computes attention.
+    """Returns the attention function.
 
     Args:
       setting: `model.attention`.
-      mesh: of the program's devices; None where they are not known when it is traced.
+      mesh: mesh of the target devices; None if unknown at trace time.
     """
     return plain if mesh is None or setting == "plain" else Attention(mesh)
 
 
 def default_device() -> Mesh:
-    """Returns the mesh of the device that a program without a mesh runs on."""
+    """Returns a mesh of the default device, for programs without a mesh."""
     return Mesh(np.array(jax.devices()[:1]), ("data",))

@@ -1,9 +1,8 @@
 """Floating-point operations of a train step, counted analytically.
 
-A multiply-add is two operations. Only matrix products count (what an accelerator's peak is quoted for), and no
-look-up does, even where a one-hot product computes it; both masks are counted as dense products, whatever
-a form of attention leaves out; a backward pass costs twice its forward pass (Kaplan et al. 2020, arXiv 2001.08361,
-section 2.1).
+A multiply-add is two operations. Only matrix products count (as in an accelerator's peak rate); table look-ups do not,
+even if computed as one-hot products. Attention counts as dense under both masks, even if masked blocks are skipped.
+The backward pass costs twice the forward pass (Kaplan et al. 2020, arXiv 2001.08361, section 2.1).
 
 Dimensions: N patches, Q kept patches, S tokens per patch, V vocabulary, D width.
 """
@@ -27,7 +26,7 @@ def blocks(config, depth: int, positions: int) -> float:
 
 
 def patch_embedding(config, positions: int) -> float:
-    """Returns the operations of one image's patch embedding, forward; a look-up has none."""
+    """Returns the operations of one image's patch embedding, forward; 0 for a table look-up."""
     spec = TokenSpec.from_config(config)
     if spec.tokens_per_patch == 1:
         return 0
@@ -49,9 +48,8 @@ def train_step(config) -> dict[str, float]:
     """Counts one step of a resolved config, forward and backward.
 
     Returns:
-      {part: operations a step}: `view_encoder`, `likelihood_encoder`, `decoder`, `pixel_head`, `losses`.
-      Absent branches are left out. What recomputation (`model.remat`, `train.microbatches`) adds is not counted:
-      it is the work the result needs.
+      {part: operations per step}: `view_encoder`, `likelihood_encoder`, `decoder`, `pixel_head`, `losses`, without
+      absent branches. Recomputation (`model.remat`, `train.microbatches`) is not counted.
     """
     model, batch = config.model, config.train.batch_size
     n = TokenSpec.from_config(config).num_patches

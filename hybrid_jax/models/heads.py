@@ -1,4 +1,4 @@
-"""Heads: the contrastive projection, and the two that turn decoder states into token likelihoods.
+"""Heads: the contrastive projection, and two pixel heads that map decoder states to token likelihoods.
 
 Dimensions: B batch, N patches, P = B N, S tokens per patch, V vocabulary, D width, M hidden units per token.
 """
@@ -19,9 +19,9 @@ class Projection(nn.Module):
     """The contrastive head g(.) of SimCLR (Chen et al. 2020, arXiv 2002.05709): an MLP.
 
     Attributes:
-      dims: widths of its layers; the last is the embedding's.
-      activation: between layers.
-      dtype: of matrix products.
+      dims: widths of the layers; the last is the size of the embedding.
+      activation: activation between layers.
+      dtype: dtype of matrix products.
     """
 
     dims: tuple[int, ...]
@@ -39,7 +39,7 @@ class Projection(nn.Module):
 
 
 class LinearHead(nn.Module):
-    """S = 1: a bias-free linear map to V logits that starts at zero, so at the uniform distribution."""
+    """Pixel head for S = 1: a bias-free linear map to V logits, initialised to zero (the uniform distribution)."""
 
     spec: TokenSpec
     dtype: jnp.dtype
@@ -60,7 +60,7 @@ class LinearHead(nn.Module):
         return -token_nll(self.logits(states)[..., None, :], tokens)
 
     def init_state(self, states: jax.Array) -> jax.Array:
-        """(B, D) states of one patch -> what `log_probs` reads."""
+        """(B, D) states of one patch -> the progress that `log_probs` reads."""
         return nn.log_softmax(self.logits(states))
 
     def log_probs(self, progress: jax.Array, j: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -69,45 +69,45 @@ class LinearHead(nn.Module):
         return progress, progress
 
     def update(self, progress: jax.Array, j: jax.Array, token: jax.Array, value: jax.Array) -> jax.Array:
-        """Takes a patch's only token, after which there is nothing to know."""
+        """Returns the progress unchanged: the patch has no other token."""
         del j, token, value
         return progress
 
 
-# What a token tells those after it in its patch: its value(s) and a learned look-up, this many in all.
+# Input features per token for later tokens of its patch: its value(s) and a learned embedding, this many in total.
 TOKEN_FEATURES = 8
 
 
 def factor_sizes(vocab_size: int) -> tuple[int, int]:
-    """Returns (high, low): a token is high * low_size + low, with both sizes near sqrt(V).
+    """Returns (high_size, low_size), both near sqrt(V): a token is high * low_size + low.
 
-    The low size is a power of two; high * low >= V, and codes >= V are invalid.
+    The low size is a power of two; high_size * low_size >= V, and codes >= V are invalid.
     """
     low = 2 ** math.ceil(math.log2(vocab_size) / 2)
     return math.ceil(vocab_size / low), low
 
 
 def hidden_units(width: int, tokens_per_patch: int) -> int:
-    """Returns M, the hidden units that each token of a patch has: 2 D units in all, at least 8 a token."""
+    """Returns M, the hidden units per token of a patch: 2 D in total, at least 8 per token."""
     return max(8, 2 * width // tokens_per_patch)
 
 
 class MaskedMLPHead(nn.Module):
-    """S > 1: an autoregressive network inside the patch, conditioned on the decoder's state.
+    """Pixel head for S > 1: an autoregressive network within the patch, conditioned on the decoder's state.
 
     Token j's distribution depends on the state (all earlier patches) and on tokens < j of its patch: a
     two-layer masked MLP after MADE (Germain et al. 2015, arXiv 1502.03509) with M hidden units per token
     and weights that are block-triangular over tokens. Each token is factorised exactly into a high and a
     low part, p(token) = p(high) p(low | high), which needs 2 sqrt(V) logits instead of V. Codes >= V are
-    masked and the high logits carry the log of their valid completions, so zero logits mean uniform over V;
-    the last layers start at zero.
+    masked, and the log of the number of valid low parts is added to the high logits, so that zero logits give the
+    uniform distribution over V. The last layers are initialised to zero.
 
     Attributes:
       spec: how images become tokens.
       width: D.
       activation: a key of `ACTIVATIONS`.
-      dtype: of matrix products.
-      constrain: pins activations to the batch's devices.
+      dtype: dtype of matrix products.
+      constrain: shards activations over the batch.
     """
 
     spec: TokenSpec
@@ -125,7 +125,7 @@ class MaskedMLPHead(nn.Module):
         self.from_tokens_kernel = self._triangular_param("from_tokens", TOKEN_FEATURES, units)
         self.hidden_bias = self.param("hidden_bias", zeros, (s, units))
         self.hidden_kernel = self._triangular_param("hidden", units, units)
-        # Each token has its own matrix in the last layers.
+        # The last layers have one matrix per token.
         self.high_kernel = self.param("high_kernel", zeros, (s, units, high_size))
         self.high_embedding = self.param("high_embedding", nn.initializers.normal(0.5), (s, high_size, units))
         self.low_kernel = self.param("low_kernel", zeros, (s, units, low_size))
@@ -136,15 +136,15 @@ class MaskedMLPHead(nn.Module):
         return self.param(f"{name}_kernel", nn.initializers.normal((s * features) ** -0.5), (s, features, s, units))
 
     def __call__(self, states: jax.Array, tokens: jax.Array, values: jax.Array) -> jax.Array:
-        """Log-probability of each token given everything before it.
+        """Log-probability of each token given all earlier ones.
 
-        From the second layer on the last axis is P: a token's 2 sqrt(V) logits are fewer than a
-        vector register or a TPU's lanes hold.
+        From the second layer, P is the last axis: the 2 sqrt(V) logits of a token would not fill
+        vector registers or TPU lanes.
 
         Args:
           states: (B, N, D) decoder outputs.
           tokens: (B, N, S) int32.
-          values: (B, N, S, values_per_token) float32, the tokens dequantised.
+          values: (B, N, S, values_per_token) float32, the dequantised tokens.
 
         Returns:
           (B, N, S) float32, nats.
@@ -154,7 +154,7 @@ class MaskedMLPHead(nn.Module):
         hidden = self._hidden(states, tokens, values)
         act = ACTIVATIONS[self.activation]
         high_logits = _per_token(act(hidden), self.high_kernel) + jnp.log(self.valid)[:, None]
-        # A one-hot product, not a gather, whose gradient would be a scatter.
+        # One-hot product instead of a gather, whose gradient would be a scatter.
         is_high = (high[:, None] == jnp.arange(high_size)[:, None]).astype(self.dtype)
         given_high = self._pin(jnp.einsum("shm,shp->smp", self.high_embedding.astype(self.dtype), is_high))
         low_logits = _per_token(act(hidden + given_high), self.low_kernel)
@@ -178,26 +178,26 @@ class MaskedMLPHead(nn.Module):
         return self.constrain(x, axis=-1)
 
     def _seen(self, tokens: jax.Array, values: jax.Array) -> jax.Array:
-        """What a token tells later ones: (...) tokens, (..., values_per_token) -> (..., TOKEN_FEATURES)."""
+        """Input features of tokens: (...) tokens, (..., values_per_token) -> (..., TOKEN_FEATURES)."""
         found = look_up(self.token_features.embedding, tokens, self.dtype)
         return jnp.concatenate([found, values.astype(self.dtype)], axis=-1)
 
     def _triangular(self, kernel: jax.Array, mask: jax.Array) -> jax.Array:
-        """(S, F, S, M) -> the matrix (S F, S M) by which output token j reads the input tokens that mask[j] allows."""
+        """(S, F, S, M) -> (S F, S M) matrix in which output token j reads only the input tokens that mask[j] allows."""
         s, f = kernel.shape[:2]
         return (kernel * mask.T[:, None, :, None]).reshape(s * f, -1).astype(self.dtype)
 
     def init_state(self, states: jax.Array) -> "Progress":
-        """(B, D) states of one patch, of which no token is known -> what `log_probs` and `update` read."""
+        """(B, D) states of one patch without known tokens -> the progress that `log_probs` and `update` read."""
         b, (s, units) = len(states), self.hidden_bias.shape
         first = self.from_state(states).reshape(b, s, units)
         return Progress(first, jnp.broadcast_to(self.hidden_bias.astype(self.dtype), (b, s, units)))
 
     def log_probs(self, progress: "Progress", j: jax.Array) -> tuple[jax.Array, "Progress"]:
-        """Distribution of token j, once, after all earlier ones were observed.
+        """Distribution of token j; call once per token, after `update` with all earlier ones.
 
         Args:
-          progress: of the patch.
+          progress: progress of the patch.
           j: () int32.
 
         Returns:
@@ -205,7 +205,7 @@ class MaskedMLPHead(nn.Module):
         """
         act = ACTIVATIONS[self.activation]
         unit = act(progress.first[:, j])
-        # What this adds to tokens before j nobody reads any more, so no mask is needed.
+        # Units of tokens before j are not read again, so no mask is needed.
         second = progress.second + jnp.einsum("bm,msu->bsu", unit, self.hidden_kernel[j].astype(self.dtype))
         hidden = second[:, j]
         high = nn.log_softmax(float32_einsum("bm,mf->bf", act(hidden), self.high_kernel[j]) + jnp.log(self.valid))
@@ -217,17 +217,20 @@ class MaskedMLPHead(nn.Module):
         return log_probs, progress.replace(second=second)
 
     def update(self, progress: "Progress", j: jax.Array, token: jax.Array, value: jax.Array) -> "Progress":
-        """Takes token j: (B,) int32 and its dequantised (B, values_per_token) float32."""
+        """Adds token j, (B,) int32, and its dequantised value, (B, values_per_token) float32."""
         seen = self._seen(token, value)
         told = jnp.einsum("bf,fsu->bsu", seen, self.from_tokens_kernel[j].astype(self.dtype))
         return progress.replace(first=progress.first + told)
 
 
 class Progress(flax.struct.PyTreeNode):
-    """What the tokens of a patch so far have told the later ones, in the two layers of `MaskedMLPHead`.
+    """Partial pre-activations of `MaskedMLPHead` after the first tokens of a patch.
+
+    Those of token j are complete once all earlier tokens are known.
 
     Attributes:
-      first, second: (B, S, M) pre-activations, of which those of token j are complete when it is next.
+      first: (B, S, M) pre-activations of the first layer.
+      second: (B, S, M) pre-activations of the second layer.
     """
 
     first: jax.Array
@@ -235,5 +238,5 @@ class Progress(flax.struct.PyTreeNode):
 
 
 def _per_token(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """(S, M, P) and a matrix (M, features) for each token -> (S, features, P) float32."""
+    """(S, M, P) and one (M, features) matrix per token -> (S, features, P) float32."""
     return float32_einsum("smp,smf->sfp", x, kernel)

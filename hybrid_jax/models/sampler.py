@@ -1,4 +1,4 @@
-"""The model one token at a time: exact sampling and completion with cached keys and values.
+"""Exact sampling and completion, one token at a time, with cached keys and values.
 
 Dimensions: B batch, N patches, S tokens per patch, D width, V vocabulary, K known patches, L cached positions.
 """
@@ -15,19 +15,19 @@ from hybrid_jax.models import tokens as tokens_lib
 from hybrid_jax.models.hybrid import HybridModel
 from hybrid_jax.models.transformer import unstacked
 
-# The cache grows in pieces, as attention to what is not there yet costs as much as to the rest; each is compiled.
+# The cache grows in steps, since attention to empty entries costs as much as to filled ones; each size is compiled.
 _GROWS_BY, _MOST_PIECES = 128, 8
 
 
 class Draw(flax.struct.PyTreeNode):
-    """How a token is drawn from its distribution; the steps apply in this order.
+    """How a token is drawn from its distribution: temperature, then top-k, then top-p.
 
     Attributes:
-      temperature: () float32, divides log-probabilities; unused where `greedy`.
-      top_p: () float32 or None: only the fewest tokens whose probabilities sum to at least this
+      temperature: () float32, divides log-probabilities; unused if `greedy`.
+      top_p: () float32 or None; keep the smallest set of tokens whose probabilities sum to at least this
         (Holtzman et al. 2020, arXiv 1904.09751).
-      top_k: only the k likeliest tokens, and those as likely as the k-th; None = all.
-      greedy: the likeliest token, of equally likely ones the first; what temperature 0 means.
+      top_k: keep the k likeliest tokens, and those as likely as the k-th; None = all.
+      greedy: take the likeliest token, the first of equals (temperature 0).
     """
 
     temperature: Any
@@ -42,7 +42,7 @@ class Draw(flax.struct.PyTreeNode):
         return jax.vmap(jax.random.categorical)(keys, self.logits(log_probs)).astype(jnp.int32)
 
     def logits(self, log_probs: jax.Array) -> jax.Array:
-        """(B, V) log-probabilities -> (B, V) logits that are drawn from, -inf where a token is left out."""
+        """(B, V) log-probabilities -> (B, V) logits to draw from, -inf for excluded tokens."""
         logits = log_probs / self.temperature
         if self.top_k is not None:
             least = jax.lax.top_k(logits, min(self.top_k, logits.shape[-1]))[0][:, -1:]
@@ -50,7 +50,7 @@ class Draw(flax.struct.PyTreeNode):
         if self.top_p is not None:
             falling = -jnp.sort(-logits, axis=-1)
             shares = jax.nn.softmax(falling)
-            # A token stays while the likelier ones do not reach the sum yet; the likeliest always does.
+            # A token is kept if the likelier ones do not reach the sum; the likeliest is always kept.
             stays = (jnp.cumsum(shares, axis=-1) - shares < self.top_p).at[:, 0].set(True)
             least = jnp.min(jnp.where(stays, falling, jnp.inf), axis=-1, keepdims=True)
             logits = jnp.where(logits >= least, logits, -jnp.inf)
@@ -61,12 +61,12 @@ class Draw(flax.struct.PyTreeNode):
 class IncrementalModel:
     """The generative branch in generation order: `open` a patch, `log_probs` and `update` its tokens, `close` it.
 
-    Made inside a jitted function, of traced parameters.
+    Made inside a jitted function, from traced parameters.
 
     Attributes:
-      model: whose blocks are neither stacked nor recomputed (`sequential` makes it so).
+      model: a model with `scan_layers` and `remat` off (see `incremental_model`).
       params: its parameters.
-      palette: of the palette kind.
+      palette: the palette, for palette tokens.
     """
 
     model: HybridModel
@@ -74,7 +74,7 @@ class IncrementalModel:
     palette: tokens_lib.Palette | None
 
     def empty_cache(self, batch: int, length: int | None = None) -> dict[str, Any]:
-        """Returns keys and values (B, heads, L, D / heads) of every block; by default L = N."""
+        """Returns empty keys and values, (B, heads, L, D / heads), for every block; by default L = N."""
         c, length = self.model.config, length or self.model.spec.num_patches
         shape = (batch, c.num_heads, length, c.width // c.num_heads)
         stacks = {"encoder": c.encoder_layers, "decoder": c.decoder_layers}
@@ -82,10 +82,10 @@ class IncrementalModel:
         return {name: {"transformer": {f"block_{i + 1}": empty for i in range(n)}} for name, n in stacks.items()}
 
     def start(self, cache: dict[str, Any], prompt: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
-        """Reads the first patches all at once.
+        """Reads the first K patches at once.
 
         Args:
-          cache: empty.
+          cache: an empty cache.
           prompt: (B, K, S) int32, K from 0 to N - 1.
 
         Returns:
@@ -99,7 +99,7 @@ class IncrementalModel:
         return inputs[:, -1:], cache
 
     def open(self, cache: dict[str, Any], inputs: jax.Array, i: jax.Array) -> tuple[Any, dict[str, Any]]:
-        """(B, 1, D) input at position i -> the head's progress in patch i, of which no token is known; the cache."""
+        """(B, 1, D) input at position i -> the head's progress at the start of patch i, and the cache."""
         states, cache = self._apply("states", cache, inputs, i)
         return self._apply("init_state", None, states[:, 0])[0], cache
 
@@ -108,11 +108,11 @@ class IncrementalModel:
         return self._apply("log_probs", None, progress, j)[0]
 
     def update(self, progress: Any, j: jax.Array, token: jax.Array) -> Any:
-        """Takes (B,) int32, token j of the open patch."""
+        """Adds token j of the open patch, (B,) int32, to the progress."""
         return self._apply("update", None, progress, j, token, self.palette)[0]
 
     def close(self, cache: dict[str, Any], patches: jax.Array, i: jax.Array | int) -> tuple[jax.Array, dict[str, Any]]:
-        """(B, Q, S) tokens of the patches from i on -> (B, Q, D) inputs of the positions after them; the cache."""
+        """(B, Q, S) tokens of the patches from i -> (B, Q, D) inputs of the positions after them, and the cache."""
         return self._apply("read", cache, patches, self.palette, i)
 
     def _apply(self, method: str, cache: dict[str, Any] | None, *args: Any) -> tuple[Any, Any]:
@@ -120,12 +120,12 @@ class IncrementalModel:
             return self.model.apply({"params": self.params}, *args, method=method), None
         variables = {"params": self.params, "cache": cache}
         found, changed = self.model.apply(variables, *args, method=method, mutable=["cache"])
-        # A stack without blocks has nothing that could change.
+        # A stack without blocks has no cache entry to update.
         return found, cache | changed["cache"]
 
 
 def incremental_model(model: HybridModel, params: Any, palette: tokens_lib.Palette | None) -> IncrementalModel:
-    """Returns the model one token at a time, whether or not its blocks are scanned or recomputed."""
+    """Returns an `IncrementalModel`, whether or not the blocks of `model` are scanned or recomputed."""
     frozen = ml_collections.FrozenConfigDict({**model.config.to_dict(), "scan_layers": False, "remat": False})
     return IncrementalModel(model.clone(config=frozen), unstacked(params), palette)
 
@@ -136,14 +136,14 @@ def sample_tokens(
     """Draws the tokens that follow the first K patches, each from its exact distribution given all before.
 
     Args:
-      steps: of the model.
-      keys: (B,) keys; what an image draws depends on its own only.
-      prompt: (B, K, S) int32, K from 0 to N; the first patches, which are kept.
+      steps: the model.
+      keys: (B,) PRNG keys; each image depends only on its own.
+      prompt: (B, K, S) int32, K from 0 to N; the given first patches.
       draw: how each token is drawn.
 
     Returns:
-      tokens (B, N, S) int32; and their log-probabilities under the model itself, whatever `draw` does with it,
-      (B, N, S) float32, nats, zero where tokens were given.
+      (B, N, S) int32 tokens; and (B, N, S) float32 log-probabilities under the model, before `draw` changes the
+      distribution, nats, zero for given tokens.
     """
     spec = steps.model.spec
     batch, known, size = prompt.shape

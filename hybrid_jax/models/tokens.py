@@ -22,13 +22,15 @@ _CELL = 4  # pixel values
 
 @dataclasses.dataclass(frozen=True)
 class TokenSpec:
-    """How images become tokens; hashable, so that it can be a static argument.
+    """How images become tokens; hashable, for use as a static argument.
 
     Attributes:
       kind: `intensity` (a token is one channel's value) or `palette` (one pixel's nearest colour).
-      vocab_size: V; the intensity levels or the palette's colours.
+      vocab_size: V, the number of intensity levels or palette colours.
       patch_size: side of a patch, in pixels.
-      height, width, channels: of the images.
+      height: height of the images, in pixels.
+      width: width of the images, in pixels.
+      channels: channels of the images.
     """
 
     kind: str
@@ -48,7 +50,7 @@ class TokenSpec:
 
     @property
     def num_patches(self) -> int:
-        """N."""
+        """N, the number of patches."""
         return (self.height // self.patch_size) * (self.width // self.patch_size)
 
     @property
@@ -58,12 +60,12 @@ class TokenSpec:
 
     @property
     def values_per_patch_pixel(self) -> int:
-        """Tokens that one pixel becomes."""
+        """Tokens per pixel."""
         return self.channels if self.kind == "intensity" else 1
 
     @property
     def values_per_token(self) -> int:
-        """Dequantised numbers that one token stands for."""
+        """Dequantised values per token."""
         return 1 if self.kind == "intensity" else self.channels
 
     @property
@@ -73,11 +75,11 @@ class TokenSpec:
 
 
 class Palette(flax.struct.PyTreeNode):
-    """Colours and which of them is nearest to each 8-bit pixel.
+    """Colours, and the nearest one to each 8-bit pixel.
 
     Attributes:
       colours: (K, C) float32 in [-1, 1].
-      nearest: (256**C,) uint16, by the pixel's channels as digits; of equally near colours any, always the same.
+      nearest: (256**C,) uint16, indexed by the pixel's channels as base-256 digits; ties are deterministic.
     """
 
     colours: Any
@@ -85,7 +87,7 @@ class Palette(flax.struct.PyTreeNode):
 
     @classmethod
     def from_colours(cls, colours: np.ndarray) -> "Palette":
-        """Finds the nearest colour of every pixel value, which for C = 3 takes seconds.
+        """Finds the nearest colour of every pixel value; takes seconds for C = 3.
 
         Args:
           colours: (K, C) float32 in [-1, 1], K at most 65,536.
@@ -94,7 +96,7 @@ class Palette(flax.struct.PyTreeNode):
         return cls(colours, _nearest_colours((colours.astype(np.float64) + 1) * 127.5).astype(np.uint16))
 
     def content(self) -> bytes:
-        """Returns what tells palettes apart."""
+        """Returns bytes that identify the palette."""
         return np.asarray(self.colours, np.float32).tobytes()
 
     def digest(self) -> str:
@@ -108,8 +110,8 @@ def _nearest_colours(colours: np.ndarray) -> np.ndarray:
     grid, cube = (256 // _CELL,) * channels, (256,) * channels
     centres = np.stack(np.unravel_index(np.arange(math.prod(grid)), grid), axis=-1) * _CELL + (_CELL - 1) / 2
     distance, index = tree.query(centres, k=2, workers=-1)
-    # No pixel lies further than this from the centre of its cell: where the second colour is that much further
-    # than the first, twice, the first is nearest to them all.
+    # No pixel is further than `radius` from the centre of its cell. If the second colour is further than the first by
+    # more than twice that, the first is nearest to all pixels of the cell.
     radius = (_CELL - 1) / 2 * math.sqrt(channels)
     unsure = distance[:, 1] - distance[:, 0] <= 2.001 * radius
     nearest, unsure = index[:, 0].reshape(grid), unsure.reshape(grid)
@@ -130,7 +132,7 @@ def abstract_palette(spec: TokenSpec) -> Palette | None:
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
-    """(B, H, W, C) -> (B, N, p*p*C): patches in raster order, inside: row, column, channel."""
+    """(B, H, W, C) -> (B, N, p*p*C): patches in raster order, within a patch by row, column, channel."""
     b, h, w, c = images.shape
     p = patch_size
     x = images.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
@@ -150,9 +152,9 @@ def encode(images: jax.Array, spec: TokenSpec, palette: Palette | None = None) -
 
     Args:
       images: (B, H, W, C); uint8, or float32 on the same 0..255 scale (augmented views), which is
-        rounded to the nearest integer first.
-      spec: the token specification.
-      palette: only for the palette kind.
+        first rounded to integers.
+      spec: how images become tokens.
+      palette: the palette, for palette tokens.
 
     Returns:
       (B, N, S) int32 in [0, V).
@@ -178,7 +180,7 @@ def dequantise(tokens: jax.Array, spec: TokenSpec, palette: Palette | None = Non
 def decode(tokens: jax.Array, spec: TokenSpec, palette: Palette | None = None) -> jax.Array:
     """(B, N, S) tokens -> (B, H, W, C) uint8; encoding the result gives the same tokens.
 
-    For the palette kind that holds where no two colours round to the same 8-bit colour.
+    For palette tokens, this requires that no two colours round to the same 8-bit colour.
     """
     if spec.kind == "intensity":
         return unpatchify(jnp.asarray(_middle_values(spec.vocab_size))[tokens], spec)
@@ -200,21 +202,21 @@ def _middle_values(levels: int) -> np.ndarray:
 
 
 def fit_palette(images, size: int, seed: int = 0, sample: int = 100_000) -> np.ndarray:
-    """k-means colours of a seeded pixel sample, as Image GPT's palette (Chen et al. 2020).
+    """Fits a palette by k-means on a seeded sample of pixels, as for Image GPT (Chen et al. 2020).
 
     Args:
       images: (n, H, W, C) uint8, in memory or on disk.
-      size: K, number of colours; at most the number of distinct pixels in the sample.
-      seed: of the sample and of k-means.
-      sample: how many pixels are clustered, from at most as many images.
+      size: K, the number of colours; at most the number of distinct pixels in the sample.
+      seed: seed of the sample and of k-means.
+      sample: number of pixels to cluster, from at most 10,000 images.
 
     Returns:
-      (K, C) float32 in [-1, 1], like colours with like numbers.
+      (K, C) float32 in [-1, 1], ordered so that similar colours have similar indices.
 
     Raises:
       ValueError: the sample has fewer distinct colours than `size`.
     """
-    from sklearn.cluster import KMeans  # imported here: only palette runs pay for it
+    from sklearn.cluster import KMeans  # slow import, needed only for palettes
 
     rng = np.random.default_rng(seed)
     some = images[np.sort(rng.permutation(len(images))[:_PALETTE_IMAGES])]
@@ -224,23 +226,23 @@ def fit_palette(images, size: int, seed: int = 0, sample: int = 100_000) -> np.n
     if distinct < size:
         raise ValueError(f"{distinct} distinct colours, fewer than the palette's {size}")
     means = KMeans(size, n_init=1, random_state=seed, max_iter=50)
-    # Several threads would add partial sums in no fixed order.
+    # With several threads the order of summation is not deterministic.
     with threadpoolctl.threadpool_limits(1):
         centres = means.fit(chosen / 127.5 - 1).cluster_centers_.astype(np.float32)
     return centres[_by_likeness(centres)]
 
 
 def _by_likeness(colours: np.ndarray) -> np.ndarray:
-    """(K, C) -> (K,) an order in which the leading bits of a colour's number tell roughly which colour it is.
+    """(K, C) -> (K,) an order in which colours with equal leading index bits are similar.
 
-    Halved again and again along the direction in which the colours differ most. A pixel head that factorises a token
-    into high and low bits then chooses among groups of like colours first, not among groups that chance made.
+    The colours are halved recursively along their first principal component. A pixel head that factorises tokens into
+    high and low bits then first chooses a group of similar colours.
     """
     if len(colours) < 2:
         return np.arange(len(colours))
     centred = colours.astype(np.float64) - colours.mean(axis=0)
     axis = np.linalg.svd(centred, full_matrices=False)[2][0]
-    # Of a direction and its opposite always the same one.
+    # The sign of a singular vector is arbitrary; fix it.
     along = np.argsort(centred @ (axis * np.sign(axis[np.argmax(np.abs(axis))])), kind="stable")
     half = 2 ** (math.ceil(math.log2(len(colours))) - 1)
     parts = along[:half], along[half:]
@@ -248,15 +250,15 @@ def _by_likeness(colours: np.ndarray) -> np.ndarray:
 
 
 def palette_psnr(images: np.ndarray, spec: TokenSpec, palette: Palette) -> float:
-    """Peak signal-to-noise ratio of palette images, 10 log10(255^2 / mean squared error) over all of them.
+    """Peak signal-to-noise ratio of images decoded from palette tokens, 10 log10(255^2 / MSE) over all images.
 
     Args:
       images: (n, H, W, C) uint8.
-      spec: of palette tokens.
-      palette: its colours.
+      spec: how images become palette tokens.
+      palette: the palette.
 
     Returns:
-      dB; infinite where every pixel is a colour of the palette.
+      dB; infinite if every pixel is a palette colour.
     """
     error = 0.0
     for start in range(0, len(images), 500):

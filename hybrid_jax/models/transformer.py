@@ -1,12 +1,12 @@
-"""Pre-norm transformer blocks with one set of weights for the full and the causal mask, and the two stacks of them.
+"""Pre-norm transformer blocks with shared weights for the full and the causal mask; encoder and decoder.
 
-Dimensions: B batch, N positions, D width, H heads, E = D/H, S tokens per patch, Q patches at hand.
+Dimensions: B batch, N positions, D width, H heads, E = D/H, S tokens per patch, Q patches of a stream.
 """
 
 import contextlib
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,12 +15,9 @@ import jax.numpy as jnp
 from hybrid_jax.models import tokens as tokens_lib
 from hybrid_jax.models.attention import Attend, Attention, plain
 
-# One array (B, N, D) and whether it is causal, or as many of each.
-Sequences = jax.Array | tuple[jax.Array, ...]
-Masks = bool | tuple[bool, ...]
-# On accelerators a look-up's gradient is a product where the table has no more rows than this for each feature.
+# On accelerators, the gradient of a look-up is a product if the table has at most this many rows per feature.
 _MOST_ROWS_A_FEATURE = 4
-Constrain = Callable[..., jax.Array]  # of an activation and the place of its batch axis, by default the first
+Constrain = Callable[..., jax.Array]  # (activation, index of its batch axis, by default 0) -> activation
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -28,8 +25,8 @@ def quick_gelu(x: jax.Array) -> jax.Array:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-# Recomputed in the backward pass from their input, the one array they keep: cheaper than reading what else
-# automatic differentiation would keep.
+# Recomputed in the backward pass from their input: cheaper than reading the intermediates that automatic
+# differentiation would store.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     name: jax.checkpoint(function)
     for name, function in {"gelu": nn.gelu, "quick_gelu": quick_gelu, "relu": nn.relu}.items()
@@ -39,8 +36,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 class Dense(nn.Dense):
     """`nn.Dense` on flattened leading axes.
 
-    XLA's CPU backend computes the kernel gradient of a 3-d input, a contraction over two axes, seven
-    times slower than that of the same matrix; elsewhere the reshape is free.
+    On CPUs, XLA computes the kernel gradient of a 3-d input, a contraction over two axes, seven times
+    slower than for the equal matrix; elsewhere the reshape is free.
     """
 
     @nn.compact
@@ -51,13 +48,13 @@ class Dense(nn.Dense):
 
 @jax.custom_vjp
 def add_positions(x: jax.Array, positions: jax.Array) -> jax.Array:
-    """Adds (N, D) float32 positions to (B, N, D), in the dtype of the latter; the gradient's sum over B is float32."""
+    """Adds (N, D) float32 positions to (B, N, D) in the dtype of `x`; their gradient is summed over B in float32."""
     return x + positions.astype(x.dtype)
 
 
 def _positions_gradient(_, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # Behind the barrier the sum's axis is the first of two. Without it XLA's GPU compiler lays out all activations of
-    # the stack patch by patch, as suits this sum, and transposes them before every product.
+    # The barrier keeps the sum over the first of two axes. Without it XLA's GPU compiler chooses a patch-major layout
+    # for all activations of the stack, which suits this sum, and transposes them before every product.
     flat = jax.lax.optimization_barrier(gradient.reshape(len(gradient), -1))
     return gradient, jnp.sum(flat, axis=0, dtype=jnp.float32).reshape(gradient.shape[1:])
 
@@ -67,12 +64,12 @@ add_positions.defvjp(lambda x, positions: (add_positions(x, positions), None), _
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def look_up(table: jax.Array, index: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Rows of a table in `dtype`, whose gradient is added up in float32: in bfloat16 a sum of thousands loses most.
+    """Looks up rows of a table; the gradient is summed in float32, since long bfloat16 sums lose precision.
 
     Args:
       table: (V, D) float32.
       index: (...) int32, in [0, V).
-      dtype: of the result, static.
+      dtype: dtype of the result, static.
 
     Returns:
       (..., D).
@@ -81,12 +78,12 @@ def look_up(table: jax.Array, index: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 def sum_rows(index: jax.Array, rows: jax.Array, size: int) -> jax.Array:
-    """Adds (T, D) rows to those of a table that (T,) `index` names: (size, D) float32."""
+    """Sums (T, D) rows by their (T,) `index`: (size, D) float32."""
     return jnp.zeros((size, rows.shape[-1])).at[index].add(rows.astype(jnp.float32))
 
 
 def sum_rows_by_product(index: jax.Array, rows: jax.Array, size: int) -> jax.Array:
-    """`sum_rows` as a product with one-hot rows: accelerators add a scatter's terms one by one."""
+    """`sum_rows` as a one-hot matrix product: accelerators process a scatter serially."""
     hot = (index[:, None] == jnp.arange(size)).astype(rows.dtype)
     return jnp.matmul(hot.T, rows, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
 
@@ -106,15 +103,15 @@ look_up.defvjp(lambda table, index, dtype: (look_up(table, index, dtype), (index
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def float32_einsum(equation: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`jnp.einsum` of what has the dtype of `x`, summed to float32 for a softmax; so are its gradients' products.
+    """`jnp.einsum` with factors in the dtype of `x` and a float32 result, for a softmax; also in its gradients.
 
     Args:
-      equation: of two operands, whose letters each stand in two of the three terms.
-      x: of the dtype in which accelerators multiply.
-      kernel: rounded to that dtype.
+      equation: two operands; each letter occurs in exactly two of the three terms.
+      x: array in the dtype of the product.
+      kernel: array, rounded to the dtype of `x`.
 
     Returns:
-      float32.
+      float32 array.
     """
     return jnp.einsum(equation, x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
 
@@ -132,10 +129,10 @@ float32_einsum.defvjp(lambda equation, x, kernel: (float32_einsum(equation, x, k
 
 
 def exact_products(dtype: str) -> contextlib.AbstractContextManager:
-    """Has what is traced inside multiply float32 numbers as such, for a trained model of `model.dtype` in use.
+    """Context in which traced float32 products are exact, for inference with a model of `model.dtype`.
 
-    By default GPUs round them to TF32 and TPUs to bfloat16: enough to train, but not for likelihoods that agree with
-    other machines' to 1e-4 nats. On CPUs, and for bfloat16, nothing is changed.
+    By default GPUs round factors to TF32 and TPUs to bfloat16: enough for training, but not for likelihoods that agree
+    across machines to 1e-4 nats. No effect on CPUs or for bfloat16.
     """
     if dtype != "float32" or jax.default_backend() == "cpu":
         return contextlib.nullcontext()
@@ -143,23 +140,24 @@ def exact_products(dtype: str) -> contextlib.AbstractContextManager:
 
 
 def rms_norm(name: str | None = None) -> nn.RMSNorm:
-    """RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467), eps 1e-5 as Image GPT, in float32."""
+    """RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467), eps 1e-5 as in Image GPT, in float32."""
     return nn.RMSNorm(epsilon=1e-5, dtype=jnp.float32, name=name)
 
 
 def attend_cached(query: jax.Array, keys: jax.Array, values: jax.Array, start: jax.Array) -> jax.Array:
-    """Attention of a few new positions to all that are cached, with the causal mask.
+    """Attention of n new positions to all cached ones, with the causal mask.
 
     Args:
-      query: (B, n, H, E), of the positions start .. start + n - 1.
-      keys, values: (B, H, L, E), of which those of positions up to start + n - 1 are filled in.
+      query: (B, n, H, E), positions start .. start + n - 1.
+      keys: (B, H, L, E), filled up to position start + n - 1.
+      values: (B, H, L, E), filled up to position start + n - 1.
       start: () int32.
 
     Returns:
       (B, n, H, E) of the inputs' dtype.
     """
     n, length = query.shape[1], keys.shape[2]
-    # Unlike in `attention.plain`: with a flat batch axis these products of one query are four times slower on CPUs.
+    # Not flattened as in `attention.plain`: for one query, a flat batch axis is four times slower on CPUs.
     scores = jnp.einsum("bnhe,bhle->bhnl", query, keys, preferred_element_type=jnp.float32)
     seen = jnp.arange(length) <= start + jnp.arange(n)[:, None]
     scores = jnp.where(seen, scores * query.shape[-1] ** -0.5, -1e30)
@@ -170,12 +168,12 @@ def attend_cached(query: jax.Array, keys: jax.Array, values: jax.Array, start: j
 
 
 class QKV(nn.Module):
-    """Queries, keys and values by one kernel.
+    """Projection to queries, keys and values with one kernel.
 
     Attributes:
       num_heads: H.
-      dtype: of the products.
-      separate: one product for each of the three; else one for all, of which each is a slice.
+      dtype: dtype of the products.
+      separate: compute three products instead of slicing the result of one.
     """
 
     num_heads: int
@@ -203,9 +201,9 @@ class Block(nn.Module):
       num_heads: H; divides D.
       depth: blocks in the stack; output projections start smaller by 1/sqrt(2 depth) (GPT-2).
       activation: a key of `ACTIVATIONS`.
-      dtype: of matrix products.
-      constrain: pins the sharding of activations; identity on one device.
-      attend: computes attention.
+      dtype: dtype of matrix products.
+      constrain: shards activations; identity on one device.
+      attend: attention function.
     """
 
     num_heads: int
@@ -219,8 +217,8 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, causal: bool, start: jax.Array | None = None) -> jax.Array:
         """(B, N, D) -> (B, N, D).
 
-        With `start`, x holds the positions from there on, causal: their keys and values are written to the `cache`
-        collection, which has those of all earlier ones.
+        With `start`, x holds the positions from `start` and attention is causal: keys and values are added to those of
+        earlier positions in the `cache` collection.
         """
         b, n, d = x.shape
         in_init = nn.initializers.lecun_normal()
@@ -231,7 +229,7 @@ class Block(nn.Module):
 
         x = self.constrain(x)
         y = rms_norm("attention_norm")(x)
-        # Kept only where a caller asks for this collection: Image GPT's features.
+        # Stored only if the caller makes this collection mutable (for Image GPT's features).
         self.sow("intermediates", "normed", y)
         y = y.astype(self.dtype)
         separate = False
@@ -249,7 +247,7 @@ class Block(nn.Module):
         return self.constrain(x + dense(d, "mlp_out", out_init)(y))
 
     def _cached(self, name: str, new: jax.Array, start: jax.Array) -> jax.Array:
-        """Writes (B, n, H, E) to the cache at `start`; returns the whole of it, (B, H, L, E)."""
+        """Writes (B, n, H, E) to the cache at `start`; returns the whole cache, (B, H, L, E)."""
         before: jax.Array = self.get_variable("cache", name)
         cached = jax.lax.dynamic_update_slice_in_dim(before, new.swapaxes(1, 2), start, axis=2)
         self.put_variable("cache", name, cached)
@@ -257,13 +255,17 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks; returns every block's output beside the last.
+    """A stack of blocks.
 
     Attributes:
       depth: number of blocks.
+      num_heads: as in `Block`.
+      activation: as in `Block`.
+      dtype: as in `Block`.
+      constrain: as in `Block`.
       remat: recompute each block in the backward pass.
       scan: compile one block and loop over stacked parameters.
-      others: as in `Block`.
+      attend: as in `Block`.
     """
 
     depth: int
@@ -277,13 +279,12 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Sequences, causal: Masks, collect: bool = False, start: jax.Array | None = None
-    ) -> tuple[Any, list[Any]]:
-        """(B, N, D) -> the same, and the output of blocks 1..depth where `collect` is set.
+        self, streams: list[jax.Array], causal: list[bool], collect: bool = False, start: jax.Array | None = None
+    ) -> tuple[list[jax.Array], list[list[jax.Array]]]:
+        """Streams (B, N, D), each with its mask -> their outputs, and with `collect` those of blocks 1..depth.
 
-        `x` may be a tuple of such arrays, each with its own in a tuple of masks: they pass each block together, so that
-        devices gather its weights and add up its gradients once for all. What is collected are tuples then. `start`
-        is as in `Block`, for one array; the loop of `scan` and `remat` have no cache.
+        All streams pass a block before the next, so that its weights are gathered and its gradients reduced once.
+        `start` is as in `Block`; not supported with `scan` or `remat`.
         """
         make = nn.remat(Block, static_argnums=(2,), prevent_cse=not self.scan) if self.remat else Block
         fields = (self.num_heads, self.depth, self.activation, self.dtype, self.constrain, self.attend)
@@ -291,26 +292,26 @@ class Transformer(nn.Module):
             layers = []
             for i in range(self.depth):
                 block = make(*fields, name=f"block_{i + 1}")
-                x = jax.tree.map(lambda one, mask, block=block: block(one, mask, start), x, causal)
-                layers.append(x)
-            return x, layers if collect else []
+                streams = [block(x, mask, start) for x, mask in zip(streams, causal, strict=True)]
+                layers.append(streams)
+            return streams, layers if collect else []
 
         def body(block, carry):
-            carry = jax.tree.map(block, carry, causal)
+            carry = [block(x, mask) for x, mask in zip(carry, causal, strict=True)]
             return carry, carry if collect else None
 
         scan = nn.scan(
             body, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True}, length=self.depth
         )
-        x, stacked = scan(make(*fields, name="blocks"), x)
-        return x, list(stacked) if collect else []
+        streams, stacked = scan(make(*fields, name="blocks"), streams)
+        return streams, [list(layer) for layer in zip(*stacked, strict=True)] if collect else []
 
 
 def cast_block_kernels(params: Any, dtype: jnp.dtype) -> Any:
-    """Returns parameters with the blocks' kernels in `dtype`, to which every use rounds them.
+    """Returns parameters with the blocks' kernels cast to `dtype`, the dtype of their products.
 
-    Rounded once, the gradients of two passes over the encoder are added up in `dtype` before devices add theirs; of
-    kernels that are rounded in each pass devices add both. The decoder's, used once, are the same either way.
+    Cast once, gradients of both passes over the encoder are summed in `dtype` before one reduction over devices; cast
+    in each pass, they would be reduced separately. The decoder is used once, so its kernels are not affected.
     """
 
     def one(path, x: jax.Array) -> jax.Array:
@@ -321,7 +322,7 @@ def cast_block_kernels(params: Any, dtype: jnp.dtype) -> Any:
 
 
 def unstacked(params: Any) -> Any:
-    """Returns parameters with one subtree for each block where `scan` keeps all blocks' in one array."""
+    """Returns parameters with one subtree per block, if they are stacked as with `scan`."""
     if not isinstance(params, dict):
         return params
     if "blocks" not in params:
@@ -334,7 +335,7 @@ POSITION_INIT = nn.initializers.normal(0.02)
 
 
 class PatchEmbedding(nn.Module):
-    """Linear map of a patch's dequantised values; a look-up table where a patch is one token."""
+    """Linear map of a patch's dequantised values; an embedding table if a patch is one token."""
 
     spec: tokens_lib.TokenSpec
     width: int
@@ -351,8 +352,36 @@ class PatchEmbedding(nn.Module):
         return Dense(self.width, dtype=self.dtype, name="linear")(flat)
 
 
+class Stream(NamedTuple):
+    """Encoder input with its mask.
+
+    Attributes:
+      tokens: (B, Q, S) int32; all N patches, or the kept ones.
+      causal: whether the mask over patches is causal.
+      keep: (B, Q) int32, indices of the kept patches; None means all, in order.
+    """
+
+    tokens: jax.Array
+    causal: bool
+    keep: jax.Array | None = None
+
+
+class Encoded(NamedTuple):
+    """Encoder output for a stream.
+
+    Attributes:
+      output: (B, Q, D), after the final norm.
+      embedding: (B, Q, D), patch embedding without positions.
+      layers: {`encoder/1` ..: (B, Q, D) output of a block}, if collected.
+    """
+
+    output: jax.Array
+    embedding: jax.Array
+    layers: dict[str, jax.Array]
+
+
 class Encoder(nn.Module):
-    """Patch embedding, learned positions, blocks, final norm; with no blocks only the embedding."""
+    """Patch embedding, learned positions, blocks, final norm; without blocks only the embedding."""
 
     spec: tokens_lib.TokenSpec
     width: int
@@ -368,69 +397,37 @@ class Encoder(nn.Module):
 
     def __call__(
         self,
-        tokens: jax.Array,
+        streams: Sequence[Stream],
         palette: tokens_lib.Palette | None,
-        causal: bool,
-        keep: jax.Array | None = None,
         collect: bool = False,
         start: jax.Array | None = None,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Encodes patches.
+    ) -> list[Encoded]:
+        """Encodes streams in one pass over the blocks.
+
+        Sharded weights are gathered, and gradients reduced, once for all streams.
 
         Args:
-          tokens: (B, Q, S) int32; all N patches, or the kept ones.
-          palette: of the palette kind.
-          causal: the mask over patches.
-          keep: (B, Q) which patches these are; None means all, in order.
+          streams: at least one stream.
+          palette: the palette, for palette tokens.
           collect: also return every block's output.
-          start: () int32; the patches are those from here on, causal, and the `cache` collection knows all earlier.
+          start: () int32, index of the first patch, with a causal mask and earlier patches in the `cache` collection.
 
         Returns:
-          (B, Q, D) encoded patches, and intermediates: `embedding` (before positions) and, with
-          `collect`, `encoder/1` .. and `encoder`.
+          One `Encoded` per stream.
         """
-        embedding = self.patch_embedding(tokens, palette)
-        intermediates = {"embedding": embedding}
+        embeddings = [self.patch_embedding(stream.tokens, palette) for stream in streams]
         if self.stack["depth"] == 0:
-            return embedding, intermediates
-        x, layers = self.transformer(self._placed(embedding, keep, start), causal, collect, start)
-        x = self.norm(x).astype(self.dtype)
-        if collect:
-            intermediates |= {f"encoder/{i + 1}": layer for i, layer in enumerate(layers)}
-            intermediates["encoder"] = x
-        return x, intermediates
+            return [Encoded(embedding, embedding, {}) for embedding in embeddings]
+        placed = [self._placed(x, stream.keep, start) for x, stream in zip(embeddings, streams, strict=True)]
+        passed, layers = self.transformer(placed, [stream.causal for stream in streams], collect, start)
+        outputs = [self.norm(x).astype(self.dtype) for x in passed]
+        return [
+            Encoded(output, embedding, {f"encoder/{j + 1}": layer[i] for j, layer in enumerate(layers)})
+            for i, (output, embedding) in enumerate(zip(outputs, embeddings, strict=True))
+        ]
 
-    def images_and_views(
-        self,
-        tokens: jax.Array,
-        views: jax.Array,
-        palette: tokens_lib.Palette | None,
-        causal: bool,
-        keep: jax.Array | None,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Encodes whole images with the causal mask and views with theirs, in one pass over the blocks.
-
-        Args:
-          tokens: (L, N, S) int32, of images.
-          views: (B, Q, S) int32, patches that views keep.
-          palette: of the palette kind.
-          causal: the mask over the views' patches.
-          keep: (B, Q) int32 which patches these are; None means all N, in order.
-
-        Returns:
-          (L, N, D) encoded images, (L, N, D) their embeddings before positions, (B, Q, D) encoded views; each what
-          `__call__` gives.
-        """
-        embedding, view = self.patch_embedding(tokens, palette), self.patch_embedding(views, palette)
-        if self.stack["depth"] == 0:
-            return embedding, embedding, view
-        placed = self._placed(embedding), self._placed(view, keep)
-        passed, _ = self.transformer(placed, (True, causal))
-        encoded, encoded_view = (self.norm(x).astype(self.dtype) for x in passed)
-        return encoded, embedding, encoded_view
-
-    def _placed(self, embedding: jax.Array, keep: jax.Array | None = None, start: jax.Array | None = None) -> jax.Array:
-        """Adds to (B, Q, D) embeddings their positions, as in `__call__`."""
+    def _placed(self, embedding: jax.Array, keep: jax.Array | None, start: jax.Array | None) -> jax.Array:
+        """Adds positions to (B, Q, D) embeddings; arguments as in `__call__`."""
         if keep is not None:
             return embedding + look_up(self.positions, keep, self.dtype)
         positions = self.positions
@@ -456,30 +453,28 @@ class Decoder(nn.Module):
         self.norm = rms_norm()
 
     def first_input(self, batch: int) -> jax.Array:
-        """Returns the (B, 1, D) input of the first position, which knows no patch."""
+        """Returns the (B, 1, D) input of the first position, the learned start vector."""
         return jnp.broadcast_to(self.start.astype(self.dtype), (batch, 1, self.width))
 
     def inputs(self, encoded: jax.Array, embedding: jax.Array) -> jax.Array:
-        """(B, Q, D) encoded patches and patch embeddings -> (B, Q, D), inputs of the positions after them."""
+        """(B, Q, D) encoded patches and patch embeddings -> (B, Q, D) inputs of the positions after them."""
         return encoded + self.skip(embedding) if self.has_skip else encoded
 
     def states(self, inputs: jax.Array, collect: bool = False, start: jax.Array | None = None):
-        """(B, Q, D) inputs of positions from `start` (None = all, without a cache) on -> their states, and as below."""
+        """(B, Q, D) inputs at the positions from `start` (None = all, no cache) -> states and layers of `__call__`."""
         positions = self.positions
         if start is not None:
             positions = jax.lax.dynamic_slice_in_dim(positions, start, inputs.shape[1])
-        x, layers = self.transformer(add_positions(inputs, positions), True, collect, start)
+        (x,), layers = self.transformer([add_positions(inputs, positions)], [True], collect, start)
         x = self.norm(x).astype(self.dtype)
-        if not collect:
-            return x, {}
-        return x, {f"decoder/{i + 1}": layer for i, layer in enumerate(layers)} | {"decoder": x}
+        return x, {f"decoder/{i + 1}": layer for i, (layer,) in enumerate(layers)} | {"decoder": x}
 
     def __call__(
         self, encoded: jax.Array, embedding: jax.Array, collect: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """(B, N, D) encoded patches and patch embeddings -> (B, N, D) states, state i from patches < i.
 
-        Intermediates, with `collect`: `decoder/1` .. and `decoder`.
+        Also returns layers by name: `decoder`, and with `collect` every block's output, `decoder/1` ..
         """
         after = self.inputs(encoded[:, :-1], embedding[:, :-1])
         return self.states(jnp.concatenate([self.first_input(encoded.shape[0]), after], axis=1), collect)

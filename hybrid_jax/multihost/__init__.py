@@ -1,1 +1,1 @@
-"""multihost."""
+"""Runs with several processes: start, coordination, preemption."""

@@ -1,7 +1,7 @@
-"""Several processes as one run: how they agree.
+"""Coordination of processes: barriers, broadcasts, shared errors.
 
-All of it goes over the coordination service, not over the devices, so that a wait may be long: a process may decode
-images or write a report for hours. In a single process every function here does nothing.
+It uses JAX's coordination service, not the devices, so that waits may be long: a process may decode images or write a
+report for hours. With a single process these functions do nothing.
 """
 
 import contextlib
@@ -29,17 +29,17 @@ def is_first() -> bool:
 
 
 def process() -> int:
-    """Returns this process's number; unlike JAX's own function it does not wait for the devices."""
+    """Returns this process's index; unlike `jax.process_index` it does not initialise devices."""
     return distributed_state().process_id
 
 
 def count() -> int:
-    """Returns the number of processes, likewise."""
+    """Returns the number of processes, without initialising devices."""
     return distributed_state().num_processes
 
 
 def only_first(log: Callable[[str], None]) -> Callable[[str], None]:
-    """Returns `log`, in other processes than the first a function that drops its line."""
+    """Returns `log` on the first process, and a function that does nothing on others."""
     return log if is_first() else lambda line: None
 
 
@@ -54,13 +54,13 @@ def service() -> Any:
 
 
 def barrier(name: str | None = None, milliseconds: int = _LONG) -> None:
-    """Waits for all processes; a name is used once in a run, None = the next of a row."""
+    """Waits for all processes; a name may be used once per run, None = the next number."""
     if several():
         service().wait_at_barrier(f"hybrid_jax/meet/{name or next(_calls)}", milliseconds)
 
 
 def broadcast_from_process_zero(value: Any) -> Any:
-    """Returns process 0's value, as JSON keeps it; all processes must call it in the same order."""
+    """Returns process 0's value after a JSON round trip; all processes must make the same calls in the same order."""
     if not several():
         return value
     key = f"hybrid_jax/first/{next(_calls)}"
@@ -70,20 +70,20 @@ def broadcast_from_process_zero(value: Any) -> Any:
 
 
 def check_same(**values: str) -> None:
-    """Raises UserError in all processes where one has another value than process 0."""
+    """Raises UserError in all processes if a value differs from that of process 0."""
     with raise_on_all_processes(UserError):
         for name, value in broadcast_from_process_zero(values).items():
             if value != values[name]:
-                raise UserError(f"has another {name} than process 0: start all with one command, on the same data")
+                raise UserError(f"has another {name} than process 0; start all with the same command and data")
 
 
 @contextlib.contextmanager
 def raise_on_all_processes(*kinds: type[Exception]) -> Iterator[None]:
-    """Makes an error of these kinds in one process an error of that kind in all, so that none waits for the others."""
+    """Raises an error of these kinds in all processes if one raises it, so that none waits for the others."""
     if not several():
         yield
         return
-    # Named before the work, which an error may cut short in some processes.
+    # Numbered first, since an error may skip further calls in some processes.
     name, own = f"errors {next(_calls)}", None
     try:
         yield
@@ -100,7 +100,7 @@ def raise_on_all_processes(*kinds: type[Exception]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def first_goes_first() -> Iterator[None]:
-    """Lets process 0 through before the others, so that they find the files it makes."""
+    """Runs the block in process 0 before the others, so that they find its files."""
     name = str(next(_calls))
     if not is_first():
         barrier(name)

@@ -1,4 +1,4 @@
-"""Requests to stop: signals, and that all processes hear them at the same step."""
+"""Preemption: stop signals, with all processes stopping at the same step."""
 
 import contextlib
 import signal
@@ -15,18 +15,18 @@ from hybrid_jax.multihost.coordination import several
 
 
 class StopRequests:
-    """Whether SIGTERM or SIGINT has come to any process of the run; a second SIGINT stops at once.
+    """Whether any process of the run received SIGTERM or SIGINT; a second SIGINT stops at once.
 
-    As a context manager it handles the signals inside.
+    Handles the signals while used as a context manager.
     """
 
     def __init__(self, mesh: Mesh | None):
-        """Compiles the question and asks it once, so that the devices' processes know each other.
+        """Compiles the reduction over processes and runs one, so that they are connected.
 
-        Where a CPU's processes meet for the first time one waits 30 s for another, too little for a compilation.
+        CPU processes wait only 30 s for each other in the first collective, too short for a compilation.
 
         Args:
-          mesh: whose processes agree; None = this process is alone.
+          mesh: mesh of the processes that stop together; None = a single process.
         """
         self._came: list[int] = []
         self._message: str | None = None
@@ -45,22 +45,22 @@ class StopRequests:
         self._any = jax.jit(jax.numpy.max, out_shardings=sharding.replicated(mesh))
 
     def __enter__(self) -> "StopRequests":
-        """Handles the signals from here on."""
+        """Installs the signal handlers."""
         try:
             self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        except ValueError:  # only the main thread may handle signals; a caller's thread keeps its own ways
+        except ValueError:  # only the main thread may install signal handlers
             self._before = {}
         return self
 
     def __exit__(self, *error) -> None:
-        """Gives the signals back."""
+        """Restores the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def ask(self) -> Callable[[], bool]:
-        """Asks whether any process was told to stop; the function returned gives the answer, the same in all.
+        """Starts a check whether any process should stop; the returned function gives the result, equal in all.
 
-        The question travels with the steps: asked before a step and answered after it, it waits for nothing.
+        The reduction runs on the devices with the steps: started before a step and read after it, it adds no wait.
         """
         if self._any is None:
             came = bool(self._came)
@@ -70,9 +70,9 @@ class StopRequests:
 
     @contextlib.contextmanager
     def preemptible(self, message: str) -> Iterator[Callable[[], None]]:
-        """Inside, nothing is lost by stopping: a request raises Preempted with `message`.
+        """Raises Preempted with `message` on a stop request, inside a block that is safe to interrupt.
 
-        Alone, at once. Several processes must stop at one place: where they call the function that is yielded.
+        A single process stops at once; several stop when they call the yielded function.
         """
 
         def raise_if_preempted() -> None:
@@ -87,7 +87,7 @@ class StopRequests:
             self._message = None
 
     def _note(self, number, frame) -> None:
-        # Schedulers repeat SIGTERM; only a second Ctrl-C means that saving is not wanted either.
+        # Schedulers repeat SIGTERM; only a second Ctrl-C stops without saving.
         if number == signal.SIGINT and signal.SIGINT in self._came:
             raise KeyboardInterrupt
         self._came.append(number)

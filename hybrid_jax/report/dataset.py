@@ -1,4 +1,4 @@
-"""Mode `data`: what a run will see of its data, before any training: numbers, warnings, a sheet of images."""
+"""Mode `data`: a data set as training will see it, before any training: numbers, warnings, a sheet of images."""
 
 import json
 import math
@@ -10,9 +10,9 @@ from hybrid_jax import config as config_lib
 from hybrid_jax import evaluators
 from hybrid_jax.data import sources
 from hybrid_jax.data.augment import recipes_from_config
-from hybrid_jax.errors import UserError
 from hybrid_jax.report import dataset_stats
 from hybrid_jax.report.dataset_sheet import write_sheet
+from hybrid_jax.storage.files import replacing, writable, write_whole
 
 LISTED_CLASSES = 20
 _SPEED_SECONDS = 1.0
@@ -26,14 +26,14 @@ _COLOUR_STEPS = ("saturation", "hue", "grayscale")
 
 
 def summarise(config, workdir: str | os.PathLike, log: Callable[[str], None] = print) -> dict:
-    """Looks at the data of a config as training will see it; what training would refuse is refused.
+    """Summarises the data of a config as training will see it, and refuses what training would refuse.
 
-    Writes `data.png` (images and views) and `data.json` (what is returned).
+    Writes `data.png` (images and views) and `data.json` (the returned summary).
 
     Args:
       config: a config from `get_config()` with overrides.
       workdir: folder of the run; created if missing.
-      log: takes the lines of the summary.
+      log: called with each line of the summary.
 
     Returns:
       The content of `data.json`: counts, sizes in pixels, pixel values on the 0..255 scale, and `warnings`, each with
@@ -45,21 +45,25 @@ def summarise(config, workdir: str | os.PathLike, log: Callable[[str], None] = p
     config_lib.validate(config)
     workdir = pathlib.Path(workdir)
     data = sources.load(config)
-    # What would stop training comes before what takes longer, and before anything is written.
+    # Mistakes come first: before slow work, and before anything is written.
     dataset_stats.batch_numbers(config, len(data.train.images))
     evaluators.check(data.for_evaluation(config.eval.max_images), config)
-    _create(workdir)
+    with writable(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
     summary = _numbers(config, data)
     summary["warnings"] = find_warnings(config, summary)
     for line in summary_lines(summary):
         log(line)
-    _write(workdir, config, data, summary)
+    with writable(workdir):
+        with replacing(workdir / "data.png") as picture:
+            write_sheet(picture, config, data, dataset_stats.splits_of(data), _heading(summary))
+        write_whole(workdir / "data.json", json.dumps(summary, indent=2) + "\n")
     log(f"wrote {workdir / 'data.png'} (images and views) and {workdir / 'data.json'} (these numbers)")
     return summary
 
 
 def _numbers(config, data) -> dict:
-    """The content of `data.json` but for the warnings."""
+    """The content of `data.json` without the warnings."""
     splits = dataset_stats.splits_of(data)
     scans = {name: dataset_stats.scan(name, split) for name, split in splits.items()}
     psnr = dataset_stats.palette_psnr(config, data.train.images)
@@ -86,23 +90,9 @@ def _numbers(config, data) -> dict:
     }
 
 
-def _create(workdir: pathlib.Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror})") from error
-
-
-def _write(workdir: pathlib.Path, config, data, summary: dict) -> None:
+def _heading(summary: dict) -> str:
     counts = ", ".join(f"{row['images']:,} {name.replace('_', ' ')}" for name, row in summary["splits"].items())
-    title = f"{_title(summary)}: {counts}"
-    try:
-        write_sheet(workdir / "data.png", config, data, dataset_stats.splits_of(data), title)
-        temporary = workdir / "data.tmp"
-        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(workdir / "data.json")
-    except OSError as error:
-        raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror or error})") from error
+    return f"{_title(summary)}: {counts}"
 
 
 def _title(summary: dict) -> str:
@@ -112,7 +102,7 @@ def _title(summary: dict) -> str:
 
 
 def summary_lines(summary: dict) -> list[str]:
-    """Returns what is printed, from the content of `data.json`."""
+    """Returns the printed lines for the content of `data.json`."""
     rows = summary["splits"].items()
     width = max(len(name) for name in summary["splits"])
     lines = [f"data {_title(summary)} (height x width)"]
@@ -137,7 +127,7 @@ def _where(row: dict) -> str:
 
 def _class_lines(classes: dict | None) -> list[str]:
     if classes is None:
-        return ["no classes: evaluators that need labels will be skipped"]
+        return ["no labels: evaluators that need them will be skipped"]
     names, counts = classes["names"], classes["counts"]
     if len(names) > LISTED_CLASSES:
         lines = [f"classes: {len(names):,}"]
@@ -161,11 +151,11 @@ def _pixel_lines(summary: dict) -> list[str]:
     lines.append(f"pixels: mean {mean}, std {std} (0..255{channels}; {pixels['images']:,} random training images)")
     part = "" if train["scanned"] == train["images"] else "the first "
     grey = f"{train['grey']:,} grey, " if train["shape"][2] == 3 else ""
-    constant = f"{train['constant']:,} of one colour throughout"
+    constant = f"{train['constant']:,} of a single colour"
     if isinstance(train["first_constant"], str):
         constant += f" (first {train['first_constant']})"
     first = train["first_copy"]
-    copies = f"{train['copies']:,} copies of another" + (f" (first {_pair(first)})" if first else "")
+    copies = f"{train['copies']:,} copies of another image" + (f" (first {_pair(first)})" if first else "")
     return [*lines, f"  of {part}{train['scanned']:,} training images: {grey}{constant}, {copies}"]
 
 
@@ -173,12 +163,12 @@ def _size_lines(sizes: dict | None) -> list[str]:
     if sizes is None:
         return []
     if sizes["min"] == sizes["max"]:
-        extremes = f"{' x '.join(map(str, sizes['min']))}, all"
+        extremes = f"all {' x '.join(map(str, sizes['min']))}"
     else:
         extremes = ", ".join(f"{name} {' x '.join(map(str, sizes[name]))}" for name in ("min", "median", "max"))
         extremes += " (by area)"
-    hint = "; a data.image_size of their shape would keep more" if sizes["cropped"] > sizes["images"] / 2 else ""
-    cropped = f"{sizes['cropped']:,} lose more than {dataset_stats.CROPPED:.0%} of their area to the crop{hint}"
+    hint = "; a data.image_size of their aspect ratio would keep more" if sizes["cropped"] > sizes["images"] / 2 else ""
+    cropped = f"{sizes['cropped']:,} lose more than {dataset_stats.CROPPED:.0%} of their area by cropping{hint}"
     return [
         f"original sizes: {extremes}",
         f"  of {sizes['images']:,} images: {sizes['enlarged']:,} enlarged, {cropped}",
@@ -193,21 +183,21 @@ def _pair(pair: list) -> str:
 
 def _training_lines(summary: dict) -> list[str]:
     batches, tokens = summary["batches"], summary["tokens"]
-    left_out = f", {batches['left_out_per_epoch']:,} images left out, others each time"
-    epoch = f"{batches['steps_per_epoch']:,} steps an epoch{left_out if batches['left_out_per_epoch'] else ''}"
-    run = f"{batches['total_steps']:,} steps are {batches['epochs']:.1f} epochs"
+    left_out = f", each leaving out {batches['left_out_per_epoch']:,} random images"
+    epoch = f"{batches['steps_per_epoch']:,} steps per epoch{left_out if batches['left_out_per_epoch'] else ''}"
+    run = f"{batches['total_steps']:,} steps = {batches['epochs']:.1f} epochs"
     patch, per_patch = tokens["patch_size"], tokens["tokens_per_patch"]
     quality = f", PSNR {summary['palette_psnr']:.2f} dB" if summary["palette_psnr"] is not None else ""
     return [
         f"batches: {batches['batch_size']:,} images; {epoch}; {run}",
-        f"tokens: {tokens['patches']:,} patches of {patch} x {patch} pixels, {per_patch:,} tokens each "
-        f"({tokens['patches'] * per_patch:,} an image), {tokens['vocabulary']:,} values ({tokens['kind']}{quality})",
-        f"input: {summary['images_per_second']:,.0f} images/s, reading and batching alone",
+        f"tokens: {tokens['patches']:,} patches of {patch} x {patch} pixels, {per_patch:,} tokens per patch "
+        f"({tokens['patches'] * per_patch:,} per image), {tokens['vocabulary']:,} values ({tokens['kind']}{quality})",
+        f"input: {summary['images_per_second']:,.0f} images/s (reading and batching only)",
     ]
 
 
 def find_warnings(config, summary: dict) -> list[dict[str, str]]:
-    """Returns `{"kind": name, "line": text}` for each thing to mend, none for healthy data.
+    """Returns `{"kind": name, "line": text}` for each problem, none for healthy data.
 
     Args:
       config: resolved.
@@ -224,8 +214,8 @@ def _of_copies(summary: dict) -> Iterator[tuple[str, str]]:
         example = f" (first {first} = {second})" if isinstance(first, str) else ""
         yield (
             "leak",
-            f"{row['images']:,} of {summary['splits'][row['to']]['scanned']:,} {judged} images are also {learnt} "
-            f"images{example}: results will look better than they are; remove the copies",
+            f"the {learnt} split contains {row['images']:,} of the {summary['splits'][row['to']]['scanned']:,} "
+            f"{judged} images{example}: results will look better than they are; remove the copies",
         )
 
 
@@ -238,16 +228,16 @@ def _of_classes(summary: dict) -> Iterator[tuple[str, str]]:
     split = f"{learnt} split"
     missing, single = ([name for name, count in counts.items() if count == few] for few in (0, 1))
     if missing:
-        yield "missing_class", f"no image in the {split} of {_listed(missing)}: cannot be learnt; add images"
+        yield "missing_class", f"no image of {_listed(missing)} in the {split}: add images"
     if single:
-        yield "single_image", f"one image in the {split} of {_listed(single)}: add images or merge classes"
+        yield "single_image", f"only one image of {_listed(single)} in the {split}: add images or merge classes"
     present = {name: count for name, count in counts.items() if count}
     low, high = (extreme(present, key=present.__getitem__) for extreme in (min, max))
     if present[high] > IMBALANCE * present[low]:
         yield (
             "imbalance",
             f"{present[high]:,} images of {high} but {present[low]:,} of {low} in the {split}: accuracy will mostly "
-            "tell how well the large classes do; add images of the small ones",
+            "reflect the large classes; add images of the small ones",
         )
 
 
@@ -265,18 +255,18 @@ def _of_images(summary: dict) -> Iterator[tuple[str, str]]:
         yield (
             "enlarged",
             f"{sizes['enlarged']:,} of {sizes['images']:,} images are smaller than {height} x {width} and are "
-            "enlarged, which costs time and adds nothing: lower data.image_size",
+            "enlarged, which costs time and adds no information: lower data.image_size",
         )
     if channels == 3 and train["grey"] >= GREY * train["scanned"]:
         yield (
             "grey",
-            f"{train['grey']:,} of {train['scanned']:,} training images are grey: data.channels=1 would do, at a third "
-            "of the values",
+            f"{train['grey']:,} of {train['scanned']:,} training images are grey: data.channels=1 holds them in a "
+            "third of the values",
         )
     if max(pixels["std"]) < TINY_STD:
         yield (
             "flat",
-            f"pixels differ little (std {max(pixels['std']):.1f} of 255): are the values scaled to the whole range? "
+            f"pixel values vary little (std {max(pixels['std']):.1f} of 255): check that they use the whole range; "
             "16-bit files are read as 0..65535",
         )
 
@@ -287,13 +277,13 @@ def _of_the_run(config, summary: dict) -> Iterator[tuple[str, str]]:
     if steps < 2:
         yield (
             "few_steps",
-            f"an epoch is a single batch of {batches['batch_size']:,} of {images:,} images: lower train.batch_size",
+            f"an epoch is a single batch ({batches['batch_size']:,} of {images:,} images): lower train.batch_size",
         )
     if batches["total_steps"] < steps:
         seen = batches["total_steps"] * batches["batch_size"]
         yield (
             "short_run",
-            f"train.total_steps={batches['total_steps']} is less than an epoch ({steps:,} steps): only {seen:,} of "
+            f"train.total_steps={batches['total_steps']} is less than one epoch ({steps:,} steps): only {seen:,} of "
             f"{images:,} images are seen",
         )
     recipes = recipes_from_config(config.augment)
@@ -301,6 +291,6 @@ def _of_the_run(config, summary: dict) -> Iterator[tuple[str, str]]:
     if ignored and config.data.channels == 1 and config.objective.contrastive_weight > 0:
         yield (
             "colour_steps",
-            f"{', '.join(ignored)} of the augmentation need colour and are left out at data.channels=1: "
-            "augment.recipe=grey_small is made for grey images",
+            f"the augmentation steps {', '.join(ignored)} need colour and are skipped at data.channels=1: use "
+            "augment.recipe=grey_small for grey images",
         )

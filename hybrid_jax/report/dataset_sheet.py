@@ -12,12 +12,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hybrid_jax.data.dataset import DataSet, Split
 from hybrid_jax.report.images import class_name
-from hybrid_jax.report.views import SampleViews, sample_views
-from hybrid_jax.utils.image_grid import HIDDEN, resized
+from hybrid_jax.report.views import sample_views
+from hybrid_jax.utils.image_grid import resized
 
 _WIDTH = 1160  # pixels that rows of small images fill
 _MARGIN, _GAP = 24, 8
-_MOST_COLUMNS, _NARROWEST = 12, 72  # pixels; below that no label could be read
+_MOST_COLUMNS, _NARROWEST = 12, 72  # pixels; labels of narrower tiles would be unreadable
 _SPLIT_ROWS = {"train": 2}
 _VIEW_IMAGES, _VIEW_PAIRS = 6, 5
 _TITLE, _HEADING, _LABEL = 32, 40, 24  # heights
@@ -29,15 +29,21 @@ class _Block:
     """A heading over rows of labelled tiles.
 
     Attributes:
-      title, note: the heading, and what is said in pale letters beside it.
+      title, note: the heading, and a note in pale letters beside it.
       rows: of (tile, label).
-      paired: whether all tiles of a row but the first belong together two by two.
+      paired: whether the tiles of a row, except the first, form pairs.
     """
 
     title: str
     note: str
     rows: list[list[tuple[np.ndarray, str]]]
     paired: bool = False
+
+    def shift(self, column: int) -> int:
+        """Returns the pixels that a column's tile moves to the right: those of a pair towards each other."""
+        if not self.paired or column == 0:
+            return 0
+        return 3 if column % 2 else -3
 
 
 def write_sheet(path: pathlib.Path, config, data: DataSet, splits: dict[str, Split], title: str) -> None:
@@ -78,12 +84,12 @@ def _views_block(config, data: DataSet, columns: int) -> _Block | None:
     """Rows of an image and several draws of its two views; None where the run has no views."""
     pairs = min(_VIEW_PAIRS, (columns - 1) // 2)
     few = data.train.images[:_VIEW_IMAGES]
-    # Every image several times in one batch: each place of a batch draws views of its own.
+    # Every image several times in one batch, since each position of a batch draws its own views.
     repeated = dataclasses.replace(data, train=Split(few.repeat(pairs, axis=0), None))
     sample = sample_views(config, repeated, len(few) * pairs)
     if sample is None:
         return None
-    views = _as_encoder_gets(sample).reshape(len(few), pairs * 2, *few.shape[1:3], 3)
+    views = sample.as_encoder_gets().reshape(len(few), pairs * 2, *few.shape[1:3], 3)
     letters = [f"{pair + 1}{view}" for pair in range(pairs) for view in "ab"]
     rows = []
     for image, drawn in zip(few, views, strict=True):
@@ -91,19 +97,8 @@ def _views_block(config, data: DataSet, columns: int) -> _Block | None:
         rows.append([(resized(image), "image"), *tiles])
     note = f"recipe {config.augment.recipe}: an image, then {pairs} draws of its views a and b"
     if sample.kept is not None:
-        kept, total = np.count_nonzero(sample.kept[0, 0]), sample.kept.shape[2]
-        note += f"; the encoder gets {kept} of {total} patches, the others are blue"
+        note += f"; the encoder gets {sample.share_kept()} patches, the others are blue"
     return _Block("views", note, rows, paired=True)
-
-
-def _as_encoder_gets(sample: SampleViews) -> np.ndarray:
-    """(n, 2, H, W, 3) uint8: the views, patches that are dropped painted over."""
-    views = np.broadcast_to(sample.views, (*sample.views.shape[:4], 3))
-    if sample.kept is None:
-        return views
-    patch, (height, width) = sample.patch_size, views.shape[2:4]
-    grid = sample.kept.reshape(*views.shape[:2], height // patch, width // patch, 1)
-    return np.where(grid.repeat(patch, axis=2).repeat(patch, axis=3), views, np.array(HIDDEN, np.uint8))
 
 
 def _drawn(title: str, blocks: Sequence[_Block], cell: int, columns: int) -> Image.Image:
@@ -124,9 +119,7 @@ def _drawn(title: str, blocks: Sequence[_Block], cell: int, columns: int) -> Ima
         top += _HEADING - 6
         for row in block.rows:
             for column, (tile, label) in enumerate(row):
-                left = _MARGIN + column * (cell + _GAP)
-                # The two of a pair move towards each other.
-                left += (0 if column == 0 else 3 if column % 2 else -3) * block.paired
+                left = _MARGIN + column * (cell + _GAP) + block.shift(column)
                 _draw_tile(canvas, draw, tile, (left + (cell - tile.shape[1]) // 2, top))
                 centre = (left + cell / 2, top + tile_height + 14)
                 draw.text(centre, _shortened(label, small, cell), _PALE, small, anchor="ms")
@@ -137,20 +130,20 @@ def _drawn(title: str, blocks: Sequence[_Block], cell: int, columns: int) -> Ima
 
 def _draw_tile(canvas: Image.Image, draw: ImageDraw.ImageDraw, tile: np.ndarray, place: tuple[int, int]) -> None:
     left, top = place
-    # An outline, so that a pale image ends somewhere.
+    # The outline shows where a pale image ends.
     draw.rectangle((left - 1, top - 1, left + tile.shape[1], top + tile.shape[0]), outline=_OUTLINE)
     canvas.paste(Image.fromarray(np.ascontiguousarray(tile)), place)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """Matplotlib's own, which knows more letters of class names than Pillow's."""
+    """Matplotlib's font, which has more letters for class names than Pillow's."""
     import matplotlib
 
     return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
-    """The text, its middle left out where it is wider than `room` pixels."""
+    """The text, without its middle where it is wider than `room` pixels."""
     text = " ".join(text.split())
     if font.getlength(text) <= room:
         return text

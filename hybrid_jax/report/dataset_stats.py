@@ -1,4 +1,4 @@
-"""Numbers of a data set before any training: counts, sizes, pixels, copies, speed.
+"""Statistics of a data set before training: counts, sizes, pixel values, copies, speed.
 
 Dimensions: n images, H W C image.
 """
@@ -18,8 +18,8 @@ from hybrid_jax.errors import reject
 from hybrid_jax.models import tokens
 
 MOMENT_IMAGES = 10_000
-CROPPED = 0.2  # share of the area above which a crop is counted
-# A larger split is judged by its first images, which are a random sample, so that a huge one takes minutes at most.
+CROPPED = 0.2  # share of the area; images that lose more to the crop are counted
+# Of a larger split only the first images, which are a random sample, are read: minutes at most.
 _SCANNED_BYTES = 2**32
 _READ_AT_ONCE = 2**25  # bytes
 _ENDLESS = 2**31  # steps
@@ -28,7 +28,7 @@ _PSNR_IMAGES = 1_000  # as many as training reports
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """What one pass over the first k images of a split found.
+    """The findings of one pass over the first k images of a split.
 
     Attributes:
       digests: (k,) uint64, equal where the pixels at the run's size are equal.
@@ -47,7 +47,7 @@ class Scan:
 def splits_of(data: DataSet) -> dict[str, Split]:
     """Returns the splits that exist: train, validation, test, then the probes' own."""
     labelled, validation = data.labelled or (None, None)
-    # Where the probes have no validation split of their own, theirs is the run's.
+    # Without a validation split of their own, the probes use that of the run.
     extra = None if validation is data.validation else validation
     named = {"train": data.train, "validation": data.validation, "test": data.test}
     named |= {"labelled": labelled, "labelled_validation": extra}
@@ -97,7 +97,7 @@ class _Moments:
 
 
 def split_row(split: Split, scanned: Scan) -> dict:
-    """Returns what `data.json` says about one split."""
+    """Returns the entry of one split in `data.json`."""
     return {
         "images": len(split.images),
         "shape": list(split.images.shape[1:]),
@@ -123,7 +123,7 @@ def class_counts(data: DataSet, splits: dict[str, Split]) -> dict | None:
 
 
 def _copies(split: Split, digests: np.ndarray) -> dict:
-    """How many images repeat an earlier one, and the first that does behind what it repeats."""
+    """The number of images that repeat an earlier one, and the first such pair."""
     _, first, group = np.unique(digests, return_index=True, return_inverse=True)
     repeats = first[group] != np.arange(len(digests))
     at = int(repeats.argmax())
@@ -132,7 +132,7 @@ def _copies(split: Split, digests: np.ndarray) -> dict:
 
 
 def shared_images(splits: dict[str, Split], scans: dict[str, Scan]) -> list[dict]:
-    """Returns a row for each pair of a split that is learned from and one that is judged on, if they share images."""
+    """Returns a row for each pair of a training split and an evaluation split that share images."""
     rows = []
     for learnt, judged in itertools.product(("train", "labelled"), ("validation", "labelled_validation", "test")):
         if learnt not in splits or judged not in splits:
@@ -147,12 +147,12 @@ def shared_images(splits: dict[str, Split], scans: dict[str, Scan]) -> list[dict
 
 
 def _name(split: Split, row: int) -> str | int:
-    """The file of an image, its row in the split where there are no files."""
+    """The file of an image; its row in the split where there are no files."""
     return row if split.names is None else split.names[row]
 
 
 def original_sizes(splits: dict[str, Split], height: int, width: int) -> dict | None:
-    """Returns extremes by area of height and width before resizing, and what resizing did; None if not known."""
+    """Returns height and width before resizing (extremes and median by area) and its effects; None if unknown."""
     known = [split.sizes for split in splits.values() if split.sizes is not None]
     if not known:
         return None
@@ -169,7 +169,7 @@ def original_sizes(splits: dict[str, Split], height: int, width: int) -> dict | 
 
 
 def skipped_files(config, splits: dict[str, Split]) -> int:
-    """Returns how many files of the folder's used splits could not be read."""
+    """Returns the number of unreadable files in the splits of the folder that are used."""
     data = config.data
     if data.name != "folder" or data.on_error != "skip":
         return 0
@@ -179,7 +179,7 @@ def skipped_files(config, splits: dict[str, Split]) -> int:
 
 
 def batch_numbers(config, num_images: int) -> dict:
-    """Returns batch size, steps and left-out images an epoch, epochs of the run.
+    """Returns the batch size, steps and left-out images per epoch, and the epochs of the run.
 
     Raises:
       UserError: the batch is larger than the training split.
@@ -197,7 +197,7 @@ def batch_numbers(config, num_images: int) -> dict:
 
 
 def token_numbers(config) -> dict:
-    """Returns how an image becomes tokens."""
+    """Returns the numbers that describe an image as tokens."""
     spec = tokens.TokenSpec.from_config(config)
     return {
         "kind": spec.kind,
@@ -209,7 +209,7 @@ def token_numbers(config) -> dict:
 
 
 def palette_psnr(config, images) -> float | None:
-    """Returns the PSNR in dB that training will report; None for intensity tokens, infinite for a perfect palette.
+    """Returns the PSNR in dB that training reports; None for intensity tokens, infinite for a lossless palette.
 
     Raises:
       UserError: the images have fewer colours than the palette.
@@ -225,7 +225,7 @@ def palette_psnr(config, images) -> float | None:
 
 
 def images_per_second(config, images, seconds: float) -> float:
-    """Returns the speed of reading and batching alone, measured for at least this long."""
+    """Returns the speed of reading and batching alone, measured for at least `seconds`."""
     batches = pipeline.batches(images, config.seed, config.train.batch_size, 0, _ENDLESS)
     start, done = time.perf_counter(), 0
     while (spent := time.perf_counter() - start) < seconds or not done:

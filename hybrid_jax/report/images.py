@@ -1,16 +1,17 @@
-"""Images of the report: nearest neighbours and a map of the features, as PNG data URIs.
+"""The report's nearest neighbours and its map of the features.
 
-Dimensions: n images, H W C image, D features.
+Dimensions: n images, D features.
 """
 
 import dataclasses
-import io
+import html
 
 import numpy as np
 
 from hybrid_jax.evaluators.features import SPLITS, FeatureStore, has_split
 from hybrid_jax.evaluators.knn import nearest
-from hybrid_jax.report.curves import COLOURS, data_uri, figure_uri, new_figure
+from hybrid_jax.report.page import Section, figure, paragraph
+from hybrid_jax.report.plots import COLOURS, figure_uri, image_uri, new_figure
 from hybrid_jax.utils.image_grid import resized
 
 QUERIES, NEIGHBOURS = 8, 6
@@ -34,6 +35,26 @@ class Cell:
     tone: str
 
 
+def sections(features: FeatureStore) -> list[Section]:
+    """Returns the sections of the neighbours and of the map."""
+    rows, caption = neighbours(features)
+    lines = [
+        f'<div class="neighbours">{"".join(thumbnail(*dataclasses.astuple(c)) for c in row)}</div>' for row in rows
+    ]
+    uri, map_caption, legend = feature_map(features)
+    dots = "".join(f'<span><i style="background:{c}"></i>{html.escape(name)}</span>' for name, c in legend)
+    return [
+        ("Nearest neighbours", "".join(lines) + paragraph(caption, "caption")),
+        ("Map of the features", f'<div class="legend">{dots}</div>{figure(uri, map_caption, beside=True)}'),
+    ]
+
+
+def thumbnail(uri: str, name: str, tone: str = "") -> str:
+    """Returns a small image above its plain name, as HTML."""
+    text = html.escape(name)
+    return f'<figure class="thumb {tone}"><img src="{uri}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+
+
 def neighbours(features: FeatureStore) -> tuple[list[list[Cell]], str]:
     """Finds the 6 nearest training images, by cosine of the default layer, of 8 evenly spaced images.
 
@@ -52,9 +73,9 @@ def neighbours(features: FeatureStore) -> tuple[list[list[Cell]], str]:
         others = [i for i in row if not (itself and i == query)][:NEIGHBOURS]
         rows.append([_cell(data, pool, query)] + [_cell(data, data.train, i, _label(pool, query)) for i in others])
     caption = (
-        f"Left: images of the {split} split. Right: the nearest of {len(bank):,} training images, by cosine "
-        "of the default layer's features. Good neighbours share what the image shows, not only its "
-        "brightness or outline."
+        f"Left: images of the {split} split. Right: the nearest of {len(bank):,} training images, by cosine similarity "
+        "of the default layer's features. Good neighbours share what the image shows, not only its brightness or "
+        "outline."
     )
     return rows, caption + _agreement(rows, pool, chosen, data.train, len(bank))
 
@@ -65,8 +86,8 @@ def _agreement(rows: list[list[Cell]], pool, chosen: np.ndarray, train, bank_siz
     tones = [cell.tone for row in rows for cell in row[1:]]
     shares = [np.mean(train.labels[:bank_size] == label) for label in pool.labels[chosen]]
     return (
-        f" Green: the query's class, red: another. {tones.count('same')} of {len(tones)} agree; drawn at "
-        f"random it would be about {np.mean(shares) * len(tones):.0f}."
+        f" Green: the class of the query; red: another class. {tones.count('same')} of {len(tones)} neighbours have "
+        f"the class of their query; of random images it would be about {np.mean(shares) * len(tones):.0f}."
     )
 
 
@@ -107,15 +128,15 @@ def feature_map(features: FeatureStore) -> tuple[str, str, list[tuple[str, str]]
     points = left[: len(x), :2] * scale[:2]
     share = scale[:2] ** 2 / max(np.sum(scale**2), 1e-12)
     colours, legend = _class_colours(data, None if labels is None else labels[: len(x)], len(x))
-    figure, axes = new_figure(8.6, 5)
-    axes.scatter(*points.T, c=colours, s=9, linewidths=0)
+    figure, axes = new_figure(5.8, 4.8)
+    axes.scatter(*points.T, c=colours, s=7, linewidths=0)
     axes.set_xlabel(f"first principal component, {share[0]:.0%} of the variance")
-    axes.set_ylabel(f"second, {share[1]:.0%}")
-    kinds = "Groups (there are no labels to colour them by)" if labels is None else "Classes"
+    axes.set_ylabel(f"second principal component, {share[1]:.0%}")
+    groups = "Groups (there are no labels to colour them by)" if labels is None else "Classes"
     caption = (
-        f"{len(x):,} images of the {split} split; images with similar features lie near each other. {kinds} "
-        "that form clouds of their own are easy to tell apart; those that overlap here may still part in "
-        "directions that are not drawn."
+        f"The features of {len(x):,} images of the {split} split on their first two principal components; images with "
+        f"similar features lie close together. {groups} that form separate clouds are easy to tell apart; those that "
+        "overlap here may still be separate in other directions."
     )
     return figure_uri(figure), caption, legend
 
@@ -131,12 +152,3 @@ def _class_colours(data, labels: np.ndarray | None, n: int) -> tuple[list[str], 
     if len(classes) > len(shown):
         legend.append(("all other classes", OTHER))
     return [colour_of.get(label, OTHER) for label in labels], legend
-
-
-def image_uri(image: np.ndarray) -> str:
-    """Returns an (H, W, 3) uint8 image as a PNG data URI."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "png", optimize=True)
-    return data_uri(buffer.getvalue())

@@ -1,17 +1,15 @@
-"""The report's outliers: how well each score tells them, how scores are spread, and which images are the extremes.
+"""The report's outlier detection: every score and kind of outlier, the spread of the scores, and the extreme images.
 
 Dimensions: n images, H W C image.
 """
-
-import html
 
 import numpy as np
 
 from hybrid_jax.evaluators.features import FeatureStore
 from hybrid_jax.evaluators.ood import KEPT, MEAN, MEAN_AT_CHANCE, Outcome
-from hybrid_jax.report.curves import COLOURS, figure_uri, new_figure
-from hybrid_jax.report.images import image_uri
-from hybrid_jax.report.page import captioned
+from hybrid_jax.report.page import Section, cell, figure, folded, grid, paragraph, table
+from hybrid_jax.report.plots import COLOURS, figure_uri, image_uri, new_figure
+from hybrid_jax.report.verdicts import SUBJECTS, best_floor, score_name
 from hybrid_jax.utils.image_grid import laid_out, rgb
 
 # Whose histograms are drawn, after the joint score.
@@ -20,17 +18,14 @@ _BINS = 50
 
 
 def condensed(results: list[dict]) -> list[dict]:
-    """Returns the results with one in the place of all on outliers: the first score's mean AUROC and best floor."""
+    """Returns the results with one row for all of outlier detection: the first score's mean AUROC and best floor."""
     others = [row for row in results if not row["metric"].startswith("ood_")]
     first = next((row for row in results if row["metric"] == "ood_auroc"), None)
-    if first is None:
-        return others
-    best = max(first["floor"], key=lambda name: first["floor"][name])
-    return [*others, first | {"floor": {best: first["floor"][best]}}]
+    return others if first is None else [*others, first | {"floor": best_floor(first)}]
 
 
-def sections(features: FeatureStore, results: list[dict]) -> list[tuple[str, str]]:
-    """Returns (title, HTML) of each section; none where outliers were not looked for.
+def sections(features: FeatureStore, results: list[dict]) -> list[Section]:
+    """Returns the sections; none where outlier detection was not evaluated.
 
     Args:
       features: the store that the evaluator `ood` read.
@@ -42,60 +37,53 @@ def sections(features: FeatureStore, results: list[dict]) -> list[tuple[str, str
         return []
     first = rows[0]["score"]
     drawn = [first, *(name for name in _DRAWN if name in outcome.inliers and name != first)]
-    figures = "".join(captioned(*_histogram(outcome, name)) for name in drawn)
-    body = f'{_table(rows, results)}<div class="grid">{figures}</div>'
-    return [("Outliers", body), ("The most and the least anomalous images", _extremes(outcome, first))]
+    body = grid(figure(*_histogram(outcome, name)) for name in drawn)
+    body += "<h3>Most and least anomalous images</h3>" + _extremes(outcome, first)
+    every = _table(rows) + paragraph(_caption(rows, results), "note")
+    return [(SUBJECTS["ood"], body + folded("AUROC of every score and kind of outlier", every))]
 
 
-def _table(rows: list[dict], results: list[dict]) -> str:
-    """AUROC of every score and pair, those of a model first, the best of each column in bold."""
-    pairs = list(dict.fromkeys(row["pair"] for row in rows))
-    table: dict[str, dict[str, float]] = {}
-    errors: dict[str, dict[str, float | None]] = {}
+def _table(rows: list[dict]) -> str:
+    """AUROC of every score and kind of outlier, those of a model first, the best of each column in bold."""
+    pairs = {row["pair"]: row["pairs"] for row in rows}
+    names = {MEAN: "mean", MEAN_AT_CHANCE: f"mean of {' and '.join(pairs.get(MEAN_AT_CHANCE, ()))}"}
+    scores: dict[str, dict[str, tuple[float, float | None]]] = {}
+    trivial: dict[str, dict[str, tuple[float, float | None]]] = {}
     for row in rows:
-        table.setdefault(row["score"], {})[row["pair"]] = row["value"]
-        errors.setdefault(row["score"], {})[row["pair"]] = row.get("standard_error")
-    trivial = {name: {row["pair"]: row["floor"][name] for row in rows} for name in rows[0]["floor"]}
-    best = {pair: max(f"{scores[pair]:.3f}" for scores in (*table.values(), *trivial.values())) for pair in pairs}
-    names = {MEAN: "mean", MEAN_AT_CHANCE: "mean where trivial statistics are at chance"}
-    head = "".join(f"<th>{html.escape(names.get(text, text))}</th>" for text in ("score (AUROC)", *pairs))
-    lines = [_line(name, scores, best, errors[name]) for name, scores in _by_mean(table)]
-    lines.append(f'<tr><td colspan="{len(pairs) + 1}"><small>without the model</small></td></tr>')
-    lines += [_line(name, scores, best, {}) for name, scores in _by_mean(trivial)]
-    told = _caption(rows[0], results)
-    return f'<div class="wide"><table><tr>{head}</tr>{"".join(lines)}</table></div><p class="caption note">{told}</p>'
+        scores.setdefault(row["score"], {})[row["pair"]] = row["value"], row.get("standard_error")
+        for name, value in row["floor"].items():
+            trivial.setdefault(name, {})[row["pair"]] = value, None
+    best = {pair: max(f"{found[pair][0]:.3f}" for found in (scores | trivial).values()) for pair in pairs}
+
+    def line(name: str, small: str, found: dict[str, tuple[float, float | None]]) -> list[str]:
+        cells = [cell(score_name(name), small)]
+        for pair, (value, error) in found.items():
+            tone = "best" if f"{value:.3f}" == best[pair] else ""
+            cells.append(cell(f"{value:.3f}", "" if error is None else f"± {error:.3f}", tone))
+        return cells
+
+    by_mean = lambda found: sorted(found.items(), key=lambda item: -item[1][MEAN][0])
+    lines = [line(name, "", found) for name, found in by_mean(scores)]
+    lines += [line(name, "floor", found) for name, found in by_mean(trivial)]
+    return table(("score", *(names.get(pair, pair) for pair in pairs)), lines, stacked=False)
 
 
-def _by_mean(table: dict[str, dict[str, float]]) -> list[tuple[str, dict[str, float]]]:
-    return sorted(table.items(), key=lambda item: -item[1][MEAN])
-
-
-def _line(name: str, scores: dict[str, float], best: dict[str, str], errors: dict[str, float | None]) -> str:
-    cells = [f"<td>{html.escape(name)}</td>"]
-    for pair, value in scores.items():
-        text = f"{value:.3f}"
-        error = f"<small>± {errors[pair]:.3f}</small>" if errors.get(pair) is not None else ""
-        cells.append(f'<td class="tight">{f"<b>{text}</b>" if text == best[pair] else text}{error}</td>')
-    return f"<tr>{''.join(cells)}</tr>"
-
-
-def _caption(first: dict, results: list[dict]) -> str:
+def _caption(rows: list[dict], results: list[dict]) -> str:
+    first = rows[0]
     means = {
         row["metric"] + row["positive"]: row["value"]
         for row in results
         if row.get("score") == first["score"] and row.get("pair") == MEAN
     }
-    others = (
-        f"Of the {first['score']} the mean average precision is {means['ood_auprood']:.3f}; to find 95 % of the "
-        f"outliers flags {means['ood_fpr95ood']:.1%} of the test images, and to keep 95 % of the test images misses "
-        f"{means['ood_fpr95id']:.1%} of the outliers."
-    )
-    return html.escape(
-        "How often a score puts an outlier above a test image: .5 is chance, 1 perfect; bold: the best of a column; ±: "
-        "one standard error over images (DeLong et al. 1988; a test image and the outliers made of it count as one). "
-        f"{first['n_id']:,} test images against at most as many outliers of each kind, protocol {first['protocol']}. "
-        "Shuffled and rotated images have the mean, the deviation and the zeros of the images they were made of. Image "
-        f"mean, deviation and share of zeros take the better direction of each column. {others}"
+    return (
+        "AUROC: how often a score ranks an outlier above a test image; .5 is chance, 1 perfect. Bold: the best of a "
+        "column. ±: one standard error over images (DeLong et al. 1988; a test image and the outliers made from it "
+        f"count as one). {first['n_id']:,} test images against at most as many outliers of each kind, protocol "
+        f"{first['protocol']}. Shuffled and rotated images keep the mean, the deviation and the share of zeros of the "
+        "image they are made from. The floors image mean, image deviation and share of zeros take the better direction "
+        f"of each column. The {score_name(first['score'])} has a mean average precision of {means['ood_auprood']:.3f}; "
+        f"at a threshold that finds 95% of the outliers it flags {means['ood_fpr95ood']:.1%} of the test images, and "
+        f"at one that keeps 95% of the test images it misses {means['ood_fpr95id']:.1%} of the outliers."
     )
 
 
@@ -103,7 +91,7 @@ def _histogram(outcome: Outcome, name: str) -> tuple[str, str]:
     """Histograms of one score, one above the other: of the test images, then of every kind of outlier."""
     sets = {"test images": outcome.inliers[name], **{pair: found[name] for pair, found in outcome.pairs.items()}}
     low = min(float(np.quantile(values, 0.01)) for values in sets.values())
-    # One kind that lies very far out would leave the others a single bin.
+    # A kind of outlier that is very far away would leave a single bin to the others.
     medians = [float(np.median(values)) for values in sets.values()]
     usual = np.quantile(sets["test images"], [0.01, 0.99])
     high = min(max(np.quantile(values, 0.95) for values in sets.values()), usual[1] + 3 * np.ptp(usual))
@@ -118,9 +106,10 @@ def _histogram(outcome: Outcome, name: str) -> tuple[str, str]:
         axes.plot([np.clip(medians[i], low, edges[-1])] * 2, [base, base + 0.85], color="#1c2530", linewidth=1)
     axes.set_yticks([-i for i in range(len(sets))], list(sets))
     axes.grid(visible=False, axis="y")
+    name = score_name(name)
     axes.set_xlabel(f"{name} (higher = more anomalous)")
-    caption = f"{name}: its spread in each set, drawn to one height; line: median. The last bar holds all beyond it."
-    return figure_uri(figure), caption
+    caption = "distribution in each set, scaled to one height; line: median. The last bar holds the rest."
+    return figure_uri(figure), f"{name[0].upper()}{name[1:]}: {caption}"
 
 
 def _extremes(outcome: Outcome, name: str) -> str:
@@ -128,10 +117,10 @@ def _extremes(outcome: Outcome, name: str) -> str:
     parts = []
     for pair, ends in outcome.shown.items():
         tiles = [rgb(images)[None] for images in ends if len(images)]
-        told = f"{pair}: the most anomalous, and the least, which are missed first" if pair else "test images"
-        parts.append(captioned(image_uri(laid_out(np.concatenate(tiles), 1)), told))
+        parts.append(figure(image_uri(laid_out(np.concatenate(tiles), 1)), pair or "test images"))
     caption = (
-        f"The extremes by the {name}: of each set the {len(outcome.shown[''][0])} images with the highest scores "
-        "above, and those with the lowest below. Test images that score high are worth a look: odd, or mislabelled."
+        f"By the {score_name(name)}: above, the {len(outcome.shown[''][0])} images of each set with the highest "
+        "scores; below, those with the lowest. Outliers with low scores are the ones that are missed first. Test "
+        "images with high scores are worth a look: they may be unusual or mislabelled."
     )
-    return f'<p class="caption note">{html.escape(caption)}</p><div class="grid">{"".join(parts)}</div>'
+    return grid(parts) + paragraph(caption, "caption")

@@ -1,4 +1,4 @@
-"""Reference curves: what good runs logged, so that a user can tell whether a loss is normal.
+"""Reference curves: the logs of good runs, so that a user can tell whether a loss is normal.
 
 `python -m hybrid_jax.report.reference WORKDIR NAME` records one from a finished run.
 """
@@ -21,11 +21,12 @@ SHIPPED = pathlib.Path(__file__).parent / "reference_curves"
 POINTS = 60
 GENERATIVE, CONTRASTIVE = ("generative_loss",), ("contrastive_loss", "contrastive_accuracy")
 
-# What sets a loss's scale. Curves are compared only where these are equal; of images in a folder nobody can tell.
+# These fields set the scale of a loss: curves are compared only where they are equal. Folders are never compared, since
+# the fields do not say which images they hold.
 _SAME_TOKENS = ("data.name", "data.image_size", "data.channels", "data.train_split", "model.token_kind")
 _VOCABULARY = {"intensity": "model.levels", "palette": "model.palette_size"}
 _SAME_TASK = ("train.batch_size", "objective.contrastive", "objective.temperature")
-# What shapes a curve on that scale, and of it what changes no loss in training.
+# These fields shape a curve on that scale, except those without effect on the loss.
 _SHAPING = ("model.", "objective.", "train.", "optimizer.")
 _WITHOUT_EFFECT = {
     "model.attention",
@@ -42,7 +43,7 @@ class Reference:
     """A recorded run.
 
     Attributes:
-      name: of the config file it was made with.
+      name: of its config file.
       config: resolved.
       result: {metric: value} of its final evaluation.
       curve: about 60 of its logged rows, {step, generative_loss, contrastive_loss, contrastive_accuracy}; the
@@ -57,11 +58,11 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A reference that fits a run.
+    """A reference that a run may be compared with.
 
     Attributes:
       reference: the recorded run.
-      curves: keys of the metrics that may be compared.
+      curves: keys of the comparable metrics.
       differences: ("model.width", the run's value, the reference's), ... of all fields that shape a curve.
     """
 
@@ -70,7 +71,7 @@ class Comparison:
     differences: tuple[tuple[str, object, object], ...]
 
     def points(self, key: str, last_step: int) -> list[tuple[int, float]]:
-        """Returns the reference's (step, value) of a metric up to a step; none where it may not be compared."""
+        """Returns the reference's (step, value) of a metric up to a step; none where it is not comparable."""
         if key not in self.curves:
             return []
         rows = [row for row in self.reference.curve if row["step"] <= last_step and row[key] is not None]
@@ -90,15 +91,15 @@ def load(directory: pathlib.Path = SHIPPED) -> list[Reference]:
 def comparable(config: ml_collections.ConfigDict, references: list[Reference]) -> Comparison | None:
     """Finds the reference for a run.
 
-    The generative loss may be compared where images and tokens are the same; the contrastive loss and
-    accuracy where in addition the batch, the temperature, the loss and the views are.
+    The generative loss is comparable where images and tokens are equal; the contrastive loss and accuracy where batch
+    size, temperature, loss and views are equal too.
 
     Args:
       config: of the run.
       references: the candidates.
 
     Returns:
-      The one with most curves to compare and, of those, most fields equal; None where no curve may be.
+      The one with the most comparable curves and, among those, the fewest differences; None where no curve is.
     """
     fits = [Comparison(r, _shared_curves(config, r.config), _differences(config, r.config)) for r in references]
     fits = [fit for fit in fits if fit.curves]
@@ -128,23 +129,23 @@ def _differences(
 ) -> tuple[tuple[str, object, object], ...]:
     before, after = config_lib.flatten(reference), config_lib.flatten(own)
     ignored = _WITHOUT_EFFECT | set(_VOCABULARY.values())
-    told = [name for name in config_lib.FIELDS if name.startswith(_SHAPING) and name not in ignored]
-    return tuple((name, after[name], before[name]) for name in told if after[name] != before[name])
+    names = [name for name in config_lib.FIELDS if name.startswith(_SHAPING) and name not in ignored]
+    return tuple((name, after[name], before[name]) for name in names if after[name] != before[name])
 
 
 def record(workdir: str | pathlib.Path, name: str, directory: pathlib.Path = SHIPPED) -> pathlib.Path:
-    """Makes a reference of a finished run.
+    """Records a finished run as a reference.
 
     Args:
       workdir: of a run that has trained and evaluated its last step.
-      name: of the config file it was made with, without `.py`.
-      directory: where `name`.json is written; an older one is replaced.
+      name: of its config file, without `.py`.
+      directory: of `name`.json; an older file is replaced.
 
     Returns:
       The file's path.
 
     Raises:
-      UserError: no such run, not finished, or on images that others do not have.
+      UserError: there is no such run, it is not finished, or it was trained on a folder.
     """
     if not re.fullmatch(r"[a-z0-9_]+", name):
         raise UserError(f"NAME={name!r}: must be made of a-z, 0-9 and _")
@@ -154,7 +155,7 @@ def record(workdir: str | pathlib.Path, name: str, directory: pathlib.Path = SHI
     chosen = np.unique(np.linspace(0, len(rows) - 1, POINTS).round().astype(int))
     keys = ("step", *GENERATIVE, *CONTRASTIVE)
     results = json.loads(metrics_lib.results_path(workdir, config.train.total_steps).read_text(encoding="utf-8"))
-    # The path says where one machine keeps its data.
+    # The path belongs to one machine.
     nested = {**config.to_dict(), "data": {**config.data.to_dict(), "path": ""}}
     curve = [{key: _short(rows[i].get(key)) for key in keys} for i in chosen]
     result = {key: _short(value) for key, value in metrics_lib.headline(results).items()}
@@ -172,15 +173,15 @@ def _finished_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     try:
         nested = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"WORKDIR={workdir}: holds no readable config.json, so it is not a run's") from error
+        raise UserError(f"WORKDIR={workdir}: must be the folder of a run, with a readable config.json") from error
     config, rows = config_lib.from_dict(nested), metrics_lib.read(workdir)
     total, last = config.train.total_steps, rows[-1]["step"] if rows else 0
     if last != total:
         raise UserError(f"WORKDIR={workdir}: its log ends at step {last} of {total}; must be a finished run")
     if not metrics_lib.results_path(workdir, total).exists():
-        raise UserError(f"WORKDIR={workdir}: step {total} was not evaluated; run --mode=eval first")
+        raise UserError(f"WORKDIR={workdir}: step {total} was not evaluated; must be evaluated, with --mode=eval")
     if config.data.name == "folder":
-        raise UserError(f"WORKDIR={workdir}: trained on a folder, whose images others do not have")
+        raise UserError(f"WORKDIR={workdir}: was trained on a folder; must be a run on a public data set")
     return config
 
 

@@ -1,4 +1,4 @@
-"""The report's samples: drawn from nothing, completions beside originals, and the nearest training images.
+"""The report's samples beside training images, their nearest training images, and completions beside originals.
 
 Dimensions: n images, H W C image, D features.
 """
@@ -14,15 +14,16 @@ from hybrid_jax.evaluators.sample_metrics import nearest_distance
 from hybrid_jax.evaluators.sample_quality import as_tokens_show, is_lossy
 from hybrid_jax.inference.generation import kept_patches
 from hybrid_jax.models.tokens import TokenSpec, palette_psnr
-from hybrid_jax.report.images import FEWEST_BANK_IMAGES, image_uri, shown_split
-from hybrid_jax.report.page import captioned
+from hybrid_jax.report.images import FEWEST_BANK_IMAGES, shown_split
+from hybrid_jax.report.page import Section, paragraph, strips
+from hybrid_jax.report.plots import image_uri
 from hybrid_jax.utils.image_grid import HIDDEN, laid_out, rgb
 
 COMPLETED, COMPLETIONS = 8, 2
-SAMPLES_IN_A_ROW, THREES_IN_A_ROW, FOURS_IN_A_ROW = 8, 3, 2
+SAMPLES_IN_A_ROW, NEAREST = 4, 9
 
 
-def sections(features: FeatureStore, num: int, seed: int) -> list[tuple[str, str]]:
+def sections(features: FeatureStore, num: int, seed: int) -> list[Section]:
     """Draws `num` samples and up to 8 completions, all at temperature 1.
 
     Args:
@@ -31,19 +32,18 @@ def sections(features: FeatureStore, num: int, seed: int) -> list[tuple[str, str
       seed: of the draws.
 
     Returns:
-      (title, HTML) of each section; none where the model has no likelihood.
+      The sections; none where the model has no likelihood.
     """
     if not num or not features.model.has_likelihood:
         return []
     samples = features.samples(num, seed)
-    body = [_unconditional(samples, features), _nearest(samples, features)]
-    found = [("Samples", "".join(body))]
+    found = [("Samples", _beside_real_images(samples, features) + _nearest(samples, features))]
     completed = _completions(features, min(COMPLETED, num), seed)
     return found + ([("Completions", completed)] if completed else [])
 
 
 def compilations(features: FeatureStore, config) -> list[Callable[[], object]]:
-    """Returns what compiles the completions that `sections` draws; of more rows of patches than one."""
+    """Returns functions that compile the completions of `sections` ahead of time."""
     num = config.eval.report_samples
     if not num or not features.model.has_likelihood:
         return []
@@ -52,26 +52,29 @@ def compilations(features: FeatureStore, config) -> list[Callable[[], object]]:
     return [features.model.drawing(count, kept_patches(spec, _kept_rows(spec), None))]
 
 
-def _unconditional(samples: np.ndarray, features: FeatureStore) -> str:
-    model = features.model
-    caption = (
-        f"{len(samples)} images that the model drew from nothing, one token after the other, each at random by its "
-        "own probabilities (temperature 1). The first that came, none picked. They should look like the training "
-        "images and differ from each other: noise means that the likelihood is not learnt yet, sameness that it "
-        f"has collapsed.{_colours(model, features)}"
+def _beside_real_images(samples: np.ndarray, features: FeatureStore) -> str:
+    real = features.data.train.images[: len(samples)]
+    halves = "".join(
+        f'<div><h3>{title}</h3><img src="{image_uri(laid_out(rgb(images[:, None]), SAMPLES_IN_A_ROW))}" alt=""></div>'
+        for title, images in (("Samples", samples), ("Training images", real))
     )
-    return captioned(image_uri(laid_out(rgb(samples[:, None]), SAMPLES_IN_A_ROW)), caption)
+    caption = (
+        f"Left: the first {len(samples)} images that the model drew, unconditionally, token by token at temperature 1; "
+        "none was selected. Right: training images. Samples should look like the training images and differ from each "
+        f"other. Noise means that the likelihood is not learnt yet, sameness that it has collapsed.{_lossy(features)}"
+    )
+    return f'<div class="pair">{halves}</div>{paragraph(caption, "caption")}'
 
 
-def _colours(model, features: FeatureStore) -> str:
-    spec: TokenSpec = model.spec
+def _lossy(features: FeatureStore) -> str:
+    spec: TokenSpec = features.model.spec
     if spec.kind == "palette":
         split = shown_split(features.data)
-        psnr = palette_psnr(getattr(features.data, split).images[:FEWEST_BANK_IMAGES], spec, model.palette)
-        quality = f"PSNR of {split} images in them: {psnr:.1f} dB" if math.isfinite(psnr) else "which lose nothing here"
-        return f" They are palette images: every pixel is one of {spec.vocab_size} colours, which is lossy ({quality})."
+        psnr = palette_psnr(getattr(features.data, split).images[:FEWEST_BANK_IMAGES], spec, features.model.palette)
+        quality = f"PSNR of {split} images: {psnr:.1f} dB" if math.isfinite(psnr) else "here without loss"
+        return f" Samples are palette images: every pixel has one of {spec.vocab_size} colours ({quality})."
     if is_lossy(spec):
-        return f" Their values have {spec.vocab_size} levels instead of 256, which is lossy."
+        return f" Samples have {spec.vocab_size} levels instead of 256."
     return ""
 
 
@@ -84,15 +87,15 @@ def _nearest(samples: np.ndarray, features: FeatureStore) -> str:
     groups = np.stack([samples, train[by_pixels], train[by_features[:, 0]]], axis=1)
     shown = as_tokens_show(train[by_pixels], features.model.spec, features.model.palette)
     copies = int(np.sum((samples == shown).all(axis=(1, 2, 3))))
-    equal = {0: "None of the samples equals", 1: "1 sample equals"}.get(copies, f"{copies} samples equal")
+    equal = f"Of {len(samples)} samples {copies or 'none'} equal" + "s" * (copies < 2)
     caption = (
-        f"Has the model memorised? Groups of three: a sample; the nearest of {len(train):,} training images, pixel by "
-        f"pixel; the nearest of {len(bank):,} by cosine of the model's own features. Where the second or third shows "
-        "the same object to the detail, the sample is a copy; the same kind of object in another shape is what a model "
+        f"Memorization check, in groups of three: a sample; the nearest of {len(train):,} training images in pixels; "
+        f"the nearest of {len(bank):,} by cosine similarity of the model's features. A sample that shows the same "
+        "object as its neighbour in every detail is a copy; the same kind of object in another shape is what a model "
         f"should draw. {equal} its nearest training image in every pixel. The evaluator sample_quality counts near "
         "copies among many more samples."
     )
-    return captioned(image_uri(laid_out(rgb(groups), THREES_IN_A_ROW)), caption)
+    return "<h3>Nearest training images</h3>" + _strips(groups[:NEAREST], caption)
 
 
 def _completions(features: FeatureStore, num: int, seed: int) -> str:
@@ -111,11 +114,15 @@ def _completions(features: FeatureStore, num: int, seed: int) -> str:
     groups = np.concatenate([rgb(images)[:, None], begun[:, None], rgb(drawn)], axis=1)
     unseen = "" if split == "train" else ", which the model has never seen"
     caption = (
-        f"Groups of four: an image of the {split} split{unseen}; its upper {kept} of {height} rows, all that the model "
-        "is given (blue: what it is not); two completions drawn from them. They need not equal the original: good "
-        "ones continue what is given without a seam, and differ where it leaves a choice."
+        f"Groups of four: an image of the {split} split{unseen}; its upper {kept} of {height} rows, which are all that "
+        "the model is given (blue: hidden); two completions. They need not equal the original: good completions "
+        "continue the given rows without a seam, and differ where these leave a choice."
     )
-    return captioned(image_uri(laid_out(groups, FOURS_IN_A_ROW)), caption)
+    return _strips(groups, caption)
+
+
+def _strips(groups: np.ndarray, caption: str) -> str:
+    return strips([image_uri(laid_out(rgb(group[None]), 1)) for group in groups], caption)
 
 
 def _kept_rows(spec: TokenSpec) -> int:

@@ -1,10 +1,9 @@
-"""The report's views: what the recipe does, in a table, and a sheet of images with their views.
+"""The report's augmented views, and the steps of the augmentation in a table.
 
 Dimensions: n images, H W C image, N patches.
 """
 
 import dataclasses
-import html
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +11,9 @@ import numpy as np
 
 from hybrid_jax.data import augment
 from hybrid_jax.data.augment import BLUR_SIGMA, RECIPES, SOLARIZE_FROM, Recipe, recipes_from_config
-from hybrid_jax.report.images import image_uri
-from hybrid_jax.utils.image_grid import HIDDEN, laid_out
-
-COLUMNS = {3: 3, 5: 2}  # tiles of a group -> groups side by side
+from hybrid_jax.report.page import Section, cell, folded, paragraph, strips, table
+from hybrid_jax.report.plots import image_uri
+from hybrid_jax.utils.image_grid import HIDDEN, laid_out, rgb
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +31,19 @@ class SampleViews:
     views: np.ndarray
     kept: np.ndarray | None
     patch_size: int
+
+    def as_encoder_gets(self) -> np.ndarray:
+        """Returns the views, (n, 2, H, W, 3) uint8, with dropped patches painted over."""
+        views = rgb(self.views)
+        if self.kept is None:
+            return views
+        patch, (height, width) = self.patch_size, views.shape[2:4]
+        grid = self.kept.reshape(*views.shape[:2], height // patch, width // patch, 1)
+        return np.where(grid.repeat(patch, axis=2).repeat(patch, axis=3), views, np.array(HIDDEN, np.uint8))
+
+    def share_kept(self) -> str:
+        """Returns how many patches of a view the encoder gets."""
+        return "all" if self.kept is None else f"{np.count_nonzero(self.kept[0, 0])} of {self.kept.shape[2]}"
 
 
 def sample_views(config, data, count: int = 8) -> SampleViews | None:
@@ -53,55 +64,42 @@ def sample_views(config, data, count: int = 8) -> SampleViews | None:
         pairs = [draw(*each) for each in zip(jax.random.split(key), recipes, strict=True)]
         return jax.tree.map(lambda *pair: jnp.stack(pair, axis=1), *pairs)
 
-    # Compiled as a whole: step by step it would take seconds.
+    # Compiled as a whole, since step by step it would take seconds.
     views, kept = jax.jit(draw_both)(jax.random.key(config.seed))
     mask = None if kept is None else (np.asarray(kept)[..., None] == np.arange(num_patches)).any(axis=2)
     return SampleViews(images, np.asarray(views).round().astype(np.uint8), mask, patch_size)
 
 
-def sheet(sample: SampleViews) -> tuple[str, str]:
-    """Draws images, their views and, where patches are dropped, what is left of the views.
+def sections(sample: SampleViews | None, config) -> list[Section]:
+    """Returns the section of the views; none where there are no views."""
+    return [] if sample is None else [("Views", sheet(sample) + recipe_table(config))]
 
-    Returns:
-      PNG data URI and caption.
-    """
+
+def sheet(sample: SampleViews) -> str:
+    """Returns images, their views and, where patches are dropped, the views as the encoder gets them, as HTML."""
+    groups, more = [rgb(sample.images)[:, None], rgb(sample.views)], ""
+    if sample.kept is not None:
+        groups.append(sample.as_encoder_gets())
+        more = f" Last, the views as the encoder gets them: {sample.share_kept()} patches, drawn anew at each step."
     caption = (
-        "a training image, then its two augmented views. The contrastive loss asks the encoder to recognise the two as "
-        "one image. Good views still show what the image is about; if you cannot tell, they are too strong."
+        f"Groups of {'three' if sample.kept is None else 'five'}: a training image, then its two augmented views. The "
+        "contrastive loss asks the encoder to recognise the two as one image. Good views still show what the image is "
+        f"about; if you cannot tell, the augmentation is too strong.{more}"
     )
-    groups = np.concatenate([sample.images[:, None], sample.views], axis=1)
-    groups = np.broadcast_to(groups, (*groups.shape[:4], 3))
-    if sample.kept is None:
-        return image_uri(laid_out(groups, COLUMNS[3])), f"Groups of three: {caption}"
-    groups = np.concatenate([groups, _without_dropped(groups[:, 1:], sample.kept, sample.patch_size)], axis=1)
-    share = np.count_nonzero(sample.kept[0, 0]), sample.kept.shape[2]
-    more = f" Last, the views as the encoder gets them: {share[0]} of {share[1]} patches, drawn anew at each step."
-    return image_uri(laid_out(groups, COLUMNS[5])), f"Groups of five: {caption}{more}"
-
-
-def _without_dropped(views: np.ndarray, kept: np.ndarray, patch: int) -> np.ndarray:
-    """(n, 2, H, W, 3), (n, 2, N) -> the same views, dropped patches painted over."""
-    height, width = views.shape[2:4]
-    grid = kept.reshape(*kept.shape[:2], height // patch, width // patch, 1)
-    pixels = grid.repeat(patch, axis=2).repeat(patch, axis=3)
-    return np.where(pixels, views, np.array(HIDDEN, np.uint8))
+    return strips([image_uri(laid_out(group[None], 1)) for group in np.concatenate(groups, axis=1)], caption)
 
 
 def recipe_table(config) -> str:
-    """Returns the steps that make a view, in their order, with the fields that set them, as HTML."""
-    heads = "".join(f"<th>{text}</th>" for text in ("step", "strength", "set by"))
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in _rows(config))
-    name = html.escape(config.augment.recipe)
-    if not body:
-        return f"<p>Recipe <b>{name}</b>: no step is active, so both views are the image itself.</p>"
-    return (
-        f"<p>Recipe <b>{name}</b>, in the order of its steps, all drawn anew for each view:</p>"
-        f'<div class="wide"><table><tr>{heads}</tr>{body}</table></div>'
-    )
+    """Returns the steps of the augmentation in their order, with the fields that set them, as HTML."""
+    rows, recipe = [[cell(text) for text in row] for row in _rows(config)], config.augment.recipe
+    if not rows:
+        return paragraph(f"Augmentation {recipe}: no step is active, so both views are the image itself.", "note")
+    steps = table(("step", "strength", "set by"), rows)
+    return folded(f"Augmentation {recipe}: steps in their order, drawn anew for each view", steps)
 
 
 def _rows(config) -> list[tuple[str, str, str]]:
-    """(step, strength in words, where it is set) of the steps that do anything to these images in either view."""
+    """(step, strength in words, where it is set) of the steps that are active in either view of these images."""
     rows = []
     views = [_steps(recipe, config) for recipe in recipes_from_config(config.augment)]
     for (step, first, field), (other_step, second, _) in zip(*views, strict=True):
@@ -113,7 +111,7 @@ def _rows(config) -> list[tuple[str, str, str]]:
 
 
 def _steps(recipe: Recipe, config) -> list[tuple[str, str, str]]:
-    """(step, strength in words, field of the recipe) of all steps, without words where it does nothing."""
+    """(step, strength in words, field of the recipe) of all steps; no words where a step is inactive."""
     keep, colour = config.augment.view_keep, config.data.channels == 3
     around = lambda strength: f"factor {1 - strength:g} to {1 + strength:g}" if strength else ""
     often = lambda probability: f"{probability:.0%} of the time" if probability else ""
@@ -141,7 +139,7 @@ def _steps(recipe: Recipe, config) -> list[tuple[str, str, str]]:
 
 
 def _jitter(recipe: Recipe, steps: list[str]) -> tuple[str, str, str]:
-    """The row above the jitter's `steps`; without words where they always happen, in the order of the table."""
+    """The row above the `steps` of the jitter; no words where all of them always happen in the table's order."""
     sometimes = [f"{recipe.jitter_probability:.0%} of the time"] if steps and recipe.jitter_probability < 1 else []
     shuffled = ["in one random order for the whole batch"] if recipe.random_order and len(steps) > 1 else []
     name = f"jitter: the steps below up to {steps[-1]}" if steps else "jitter"
@@ -149,7 +147,7 @@ def _jitter(recipe: Recipe, steps: list[str]) -> tuple[str, str, str]:
 
 
 def _origin(augment, field: str) -> str:
-    """Where a step's strength is set, and the recipe's own where it is overridden."""
+    """The field that sets the strength of a step, and the value of the recipe where it is overridden."""
     if field not in augment:
         return "the recipe itself"
     if field not in {f.name for f in dataclasses.fields(Recipe)} or augment[field] is None:

@@ -1,12 +1,11 @@
-"""Checkpoints: the only file that knows Orbax.
+"""Checkpoints, saved and restored by Orbax; no other module imports it.
 
-A checkpoint `checkpoints/<step>/` holds one item for each part of the train state, and `meta`: step, seed, resolved
-config, data fingerprint, format version, and a checksum per array. Orbax writes it beside its place and renames it, so
-it is whole or absent; checksums detect later damage. `choose_steps` says which checkpoint `--step` means.
+A checkpoint `checkpoints/<step>/` holds one item per part of the train state, and `meta`: step, seed, resolved
+config, data fingerprint, format version, and a checksum per array. Orbax writes it under a temporary name and renames
+it, so it is complete or absent; checksums detect later damage.
 """
 
 import contextlib
-import json
 import os
 import pathlib
 import re
@@ -21,10 +20,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from hybrid_jax import sharding
-from hybrid_jax.config import BEST_METRICS
 from hybrid_jax.errors import StorageError, UserError
 from hybrid_jax.multihost import coordination
-from hybrid_jax.storage import best as best_checkpoint
 from hybrid_jax.storage import integrity
 from hybrid_jax.storage.integrity import check_sealed, checksums, sealed
 
@@ -32,19 +29,29 @@ FORMAT_VERSION = 1
 
 
 def directory(workdir: str | os.PathLike) -> pathlib.Path:
-    """Returns where a workdir keeps its checkpoints."""
+    """Returns the folder of a workdir's checkpoints."""
     return pathlib.Path(workdir).absolute() / "checkpoints"
 
 
 class Checkpoints:
     """Saves and restores the train state of one workdir."""
 
-    def __init__(self, workdir: str | os.PathLike, config=None, still_ours: Callable[[], None] = lambda: None):
-        """Opens the workdir's checkpoints: for training with its `config`, read-only without.
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        config=None,
+        still_ours: Callable[[], None] = lambda: None,
+        best_step: Callable[[list[int]], int | None] = lambda steps: None,
+    ):
+        """Opens the workdir's checkpoints, read-only without `config`.
 
-        `still_ours` raises where another run has taken the workdir; it is asked before each save.
+        Args:
+          workdir: folder of the run.
+          config: resolved config; its `checkpoint` section says which checkpoints to keep.
+          still_ours: raises if another run holds the workdir; called by `check`.
+          best_step: function that returns the best of some steps, which is kept, or None; called at each save.
         """
-        self._still_ours = still_ours
+        self._still_ours, self._best_step = still_ours, best_step
         self._read_only = config is None
         self._workdir, self._path = workdir, directory(workdir)
         self._best = _Chosen()
@@ -71,20 +78,18 @@ class Checkpoints:
     def save(self, state, config, fingerprint: str | None) -> None:
         """Starts writing the state; returns as soon as its arrays may be overwritten.
 
-        Without optimizer state and fingerprint it is weights that were not trained here, to be read but not resumed.
+        Converted weights have no optimizer state and no fingerprint; they can be loaded but not resumed.
 
         Raises:
-          StorageError: this save cannot start, the one before has failed, or its checkpoint has been removed.
+          StorageError: this save cannot start, the previous one failed, or its checkpoint was removed.
         """
         step = int(state.step)
         self.wait()
         if step in self._manager.all_steps():
             return
         removed = self._saving is not None and coordination.is_first() and not (self._path / str(self._saving)).is_dir()
-        metric = config.checkpoint.best_metric
-        # Whoever reads the results' files first: all processes must delete the same checkpoints.
-        best = best_checkpoint.best_step(self._workdir, metric, self.steps()) if metric else None
-        self._best.step = coordination.broadcast_from_process_zero(best)
+        # All processes must delete the same checkpoints.
+        self._best.step = coordination.broadcast_from_process_zero(self._best_step(self.steps()))
         parts = state.saved()
         meta = {
             "format_version": FORMAT_VERSION,
@@ -101,29 +106,31 @@ class Checkpoints:
             args = ocp.args.Composite(meta=ocp.args.JsonSave(sealed(meta)), **items)
             self._manager.save(step, args=args, force=True)
         if removed:
-            # What was computed is not lost, but whoever removed it did not want, or does not know of, this run.
+            # This state is saved, but the run ends: someone has removed its files.
             self.wait()
-            raise StorageError(f"{self._path} was removed during the run; step {step} is saved there, the run ends")
+            raise StorageError(
+                f"{self._path} was removed during the run; step {step} is saved there, the run ends here"
+            )
 
     def meta(self, step: int) -> dict[str, Any]:
-        """Returns the `meta` item of one checkpoint; raises DamagedError where it cannot be read."""
+        """Returns the `meta` item of a checkpoint; raises DamagedError if it cannot be read."""
         with coordination.raise_on_all_processes(DamagedError), _as_damaged(step):
             if integrity.size_on_disk(self._path / str(step) / "meta") > integrity.LARGEST_META:
                 raise ValueError("meta is too large")
             meta = ocp.JsonCheckpointHandler().restore(self._path / str(step) / "meta")
             check_sealed(meta)
             if meta["step"] != step:
-                raise ValueError(f"it is of step {meta['step']}")
+                raise ValueError(f"it belongs to step {meta['step']}")
             if meta["format_version"] != FORMAT_VERSION:
-                raise UserError(f"checkpoint {step}: format {meta['format_version']}, not {FORMAT_VERSION}")
+                raise UserError(f"checkpoint {step}: format {meta['format_version']}; must be {FORMAT_VERSION}")
             return meta
 
     def config(self, step: int) -> ml_collections.ConfigDict:
-        """Returns the config of one checkpoint, a model of which its files can hold.
+        """Returns the config of a checkpoint, after checking its model against the size of the files.
 
         Raises:
-          DamagedError: it cannot be read, or is none.
-          UserError: a field that does not exist, or a value that is not allowed.
+          DamagedError: the config cannot be read or is not plausible.
+          UserError: the config has an unknown field or an invalid value.
         """
         meta = self.meta(step)
         with coordination.raise_on_all_processes(DamagedError, UserError), _as_damaged(step):
@@ -133,17 +140,17 @@ class Checkpoints:
                 raise UserError(f"checkpoint {step}: {error}") from error
 
     def restore(self, step: int, targets: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Restores parts of one checkpoint and verifies every array of them.
+        """Restores parts of a checkpoint and verifies the checksum of every array.
 
         Args:
-          step: which checkpoint.
-          targets: {part: tree of jax.ShapeDtypeStruct, with shardings if they matter}.
+          step: step of the checkpoint.
+          targets: {part: tree of jax.ShapeDtypeStruct, optionally with shardings}.
 
         Returns:
           ({part: tree}, meta).
 
         Raises:
-          DamagedError: a part cannot be read, or an array differs from what was saved.
+          DamagedError: a part cannot be read, or a checksum differs.
         """
         meta = self.meta(step)
         with coordination.raise_on_all_processes(DamagedError), _as_damaged(step):
@@ -157,25 +164,25 @@ class Checkpoints:
         return parts, meta
 
     def _read(self, step: int, name: str, target: Any) -> Any:
-        # Not through the manager, whose processes wait for one another even where one cannot read.
+        # Not through the manager: its processes would wait for one that cannot read.
         handler, where = ocp.StandardCheckpointHandler(), self._path / str(step) / name
         return handler.restore(where, args=ocp.args.StandardRestore({"tree": target}))["tree"]
 
     def restore_latest(self, state, accept: Callable[[dict[str, Any]], None], log: Callable[[str], None] = print):
-        """Restores the newest undamaged checkpoint into the shape and place of `state`.
+        """Restores the newest intact checkpoint, with the shapes and shardings of `state`.
 
-        Damaged ones are named; once an older one is restored, they are set aside as `damaged-<step>-<n>`.
+        Damaged ones are logged, and renamed to `damaged-<step>-<n>` once an older one is restored.
 
         Args:
           state: TrainState of jax.ShapeDtypeStruct with shardings.
-          accept: sees a checkpoint's meta before its arrays are read; raises UserError to refuse it.
-          log: takes the line about a damaged checkpoint.
+          accept: function of a checkpoint's meta, called before arrays are read; raises UserError to refuse it.
+          log: function that prints a line.
 
         Returns:
-          (state, meta), or None where the workdir never had a checkpoint.
+          (state, meta), or None if the workdir never had a checkpoint.
 
         Raises:
-          UserError: there are checkpoints and all of them are damaged, or `accept` refuses.
+          UserError: all checkpoints are damaged, or `accept` refuses one.
         """
         targets = state.saved()
         damaged: list[int] = []
@@ -183,7 +190,7 @@ class Checkpoints:
             try:
                 meta = self.meta(step)
                 if "opt_state" not in meta["parts"]:
-                    how = f"begin another run with --fork_from={self._workdir}"
+                    how = f"start another run with --fork_from={self._workdir}"
                     raise UserError(f"--workdir={self._workdir}: holds converted weights without an optimizer; {how}")
                 accept(meta)
                 parts, meta = self.restore(step, targets)
@@ -192,11 +199,11 @@ class Checkpoints:
                 damaged.append(step)
                 continue
             self._set_aside(damaged)
-            # The step is part of the directory's name and of meta; it needs the others' placement.
+            # The step is not saved as an array; place it like the others.
             at = sharding.place(np.int32(step), state.step.sharding)
             return state.restored(at, parts, meta["seed"]), meta
         if damaged or any(self._path.glob("damaged-*")):
-            raise UserError(f"every checkpoint in {self._path} is damaged: start in another --workdir")
+            raise UserError(f"every checkpoint in {self._path} is damaged; choose another --workdir")
         return None
 
     def _set_aside(self, steps: list[int]) -> None:
@@ -209,13 +216,13 @@ class Checkpoints:
         self._manager.reload()
 
     def check(self) -> None:
-        """Raises StorageError if a save has failed or another run has the workdir; waits for nothing."""
+        """Raises StorageError if a save failed or another run holds the workdir; does not wait."""
         self._still_ours()
         if not self._manager.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
-        """Returns when all saves are on disk; raises StorageError if one failed."""
+        """Waits until all saves are on disk; raises StorageError if one failed."""
         with self._explained():
             self._manager.wait_until_finished()
 
@@ -225,21 +232,21 @@ class Checkpoints:
             self._manager.close()
 
     def _remove_unfinished(self) -> None:
-        """Removes what killed or failed saves left, which nothing else does and which fills the disk."""
+        """Removes files of killed or failed saves, which Orbax leaves on disk."""
         if coordination.is_first():
             for left in self._path.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(left, ignore_errors=True)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        # As with damage, what fails in writing comes as many types.
+        # As for damage, write failures raise many exception types.
         try:
             yield
         except (StorageError, MemoryError):
             raise
         except Exception as error:
             told = re.search(r"(?:.*: )?(.+) \[os_error_code=", str(error))
-            # A full disk and a full device are one kind of error to TensorStore.
+            # RESOURCE_EXHAUSTED without an os_error_code is device memory, not a full disk.
             if told is None and "RESOURCE_EXHAUSTED" in str(error):
                 raise
             reason = (told and told[1]) or getattr(error, "strerror", None) or _first_line(error)
@@ -251,7 +258,7 @@ class Checkpoints:
 
 
 class _Chosen:
-    """A preservation policy that keeps one checkpoint, the best so far where there is one."""
+    """A preservation policy that keeps one checkpoint, the best so far, if any."""
 
     def __init__(self) -> None:
         self.step: int | None = None
@@ -262,12 +269,12 @@ class _Chosen:
 
 
 class DamagedError(Exception):
-    """A checkpoint that cannot be trusted; the message has the word "damaged" and the step."""
+    """A checkpoint is damaged; the message contains the word "damaged" and the step."""
 
 
 @contextlib.contextmanager
 def _as_damaged(step: int) -> Iterator[None]:
-    # Orbax and TensorStore report damage by many exception types; all of them mean the same here.
+    # Orbax and TensorStore report damage by many exception types.
     try:
         yield
     except (UserError, MemoryError):
@@ -281,7 +288,7 @@ def _as_damaged(step: int) -> Iterator[None]:
 
 
 def _silence_writes_after_the_first_that_fails() -> None:
-    """Keeps TensorStore from printing a traceback for each: their event loop has ended with the first one."""
+    """Suppresses a traceback per write after a failure, when TensorStore's event loop is closed."""
     before = sys.unraisablehook
     if getattr(before, "silences", False):
         return
@@ -290,7 +297,7 @@ def _silence_writes_after_the_first_that_fails() -> None:
         if not (args.exc_type is RuntimeError and str(args.exc_value) == "Event loop is closed"):
             before(args)
 
-    setattr(hook, "silences", True)  # noqa: B010 - a function has no such field to the type checker
+    setattr(hook, "silences", True)  # noqa: B010 - unknown attribute to the type checker
     sys.unraisablehook = hook
 
 
@@ -298,70 +305,3 @@ def _first_line(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).strip().split("\n")[0][:200] or type(error).__name__
-
-
-def choose_steps(
-    workdir: str | os.PathLike, step: int | str | None, checkpoints: Checkpoints, told: str = ""
-) -> list[int]:
-    """Returns the steps that `step` stands for, of which the first undamaged is meant.
-
-    Args:
-      workdir: of the run.
-      step: None or `latest`, `best`, or a step.
-      checkpoints: of that workdir.
-      told: the flag and value that an error names; by default those of --workdir and --step.
-
-    Raises:
-      UserError: no checkpoint, or none that `step` could mean.
-    """
-    steps = checkpoints.steps()
-    if not steps:
-        raise UserError(f"{told or f'--workdir={workdir}'}: holds no checkpoint; train first, with --mode=train")
-    with coordination.raise_on_all_processes(UserError):
-        metric = _best_metric(workdir, checkpoints) if step == "best" else ""
-        chosen = choose(workdir, step, steps, metric, told or f"--step={step}")
-    # The results' files may reach one process later than another.
-    return coordination.broadcast_from_process_zero(chosen)
-
-
-def _best_metric(workdir: str | os.PathLike, checkpoints: Checkpoints) -> str:
-    """Returns the metric of `config.json`, which a resumed run may change, else the newest checkpoint's."""
-    try:
-        nested = json.loads((pathlib.Path(workdir) / "config.json").read_text(encoding="utf-8"))
-        return str(nested["checkpoint"]["best_metric"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
-    for step in reversed(checkpoints.steps()):
-        with contextlib.suppress(DamagedError):
-            return checkpoints.config(step).checkpoint.best_metric
-    return ""
-
-
-def choose(workdir: str | os.PathLike, step: int | str | None, steps: list[int], metric: str, told: str) -> list[int]:
-    """Returns the steps that a step's name stands for, the newest first.
-
-    Args:
-      workdir: of the run.
-      step: None or `latest` (the newest, then those before it), `best`, or a step.
-      steps: that have a checkpoint.
-      metric: what `best` goes by; empty where the run has none.
-      told: the flag and value that an error names.
-
-    Raises:
-      UserError: no such step; `best` without a metric or without an evaluation.
-    """
-    listed = ", ".join(map(str, steps))
-    if step in (None, "latest"):
-        return sorted(steps, reverse=True)
-    if step == "best":
-        if metric not in BEST_METRICS:
-            how = "train with --config.checkpoint.best_metric=... and --config.eval.every_steps above 0"
-            raise UserError(f"{told}: this run chose no checkpoint.best_metric; {how}, or take one of {listed}")
-        best = best_checkpoint.best_step(workdir, metric, steps)
-        if best is None:
-            how = "train on to the next evaluation, or --mode=eval --step=N"
-            raise UserError(f"{told}: no checkpoint has a validation {metric} yet; {how}; there are {listed}")
-        return [best]
-    if str(step) not in map(str, steps):
-        raise UserError(f"{told}: must be latest, best or one of {listed}")
-    return [int(step)]

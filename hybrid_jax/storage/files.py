@@ -1,4 +1,4 @@
-"""Files that are whole or absent, arrays in `.npz` files among them, and one line where they cannot be written."""
+"""Atomic writes of files and `.npz` arrays, and one-line errors for failed writes."""
 
 import contextlib
 import errno
@@ -13,12 +13,12 @@ import numpy as np
 from hybrid_jax.errors import StorageError, UserError
 from hybrid_jax.multihost.coordination import is_first
 
-# What only writing meets, so that no path is needed to tell whose fault it is.
+# Errors that only writing raises, so they count even without a path.
 _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a text beside its place and renames it; of several processes only the first does."""
+    """Writes a text file atomically, on the first process only."""
     if is_first():
         with replacing(path) as temporary:
             temporary.write_bytes(text.encode())
@@ -26,7 +26,7 @@ def write_whole(path: pathlib.Path, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a place beside `path`; what was written there becomes `path` at the end, or is removed after an error."""
+    """Yields a temporary path; the file is renamed to `path` at the end, or removed after an error."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -37,7 +37,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def writable(workdir: str | os.PathLike) -> Iterator[None]:
-    """Makes an OSError before anything was computed one UserError about --workdir."""
+    """Converts an OSError at the start of a run to a UserError about --workdir."""
     try:
         if is_first() and os.path.exists(workdir) and not os.access(workdir, os.W_OK):
             raise OSError(errno.EROFS, "read-only")
@@ -48,7 +48,7 @@ def writable(workdir: str | os.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def still_writable(workdir: str | os.PathLike) -> Iterator[None]:
-    """Makes an OSError about a file of the workdir, or about a full disk, one StorageError."""
+    """Converts an OSError about a file in the workdir, or about a full disk, to a StorageError."""
     try:
         yield
     except OSError as error:
@@ -56,11 +56,11 @@ def still_writable(workdir: str | os.PathLike) -> Iterator[None]:
         if not ours and error.errno not in _CANNOT_WRITE:
             raise
         raise StorageError(
-            f"--workdir={workdir}: cannot be written any more ({error.strerror}); the last checkpoint is kept"
+            f"--workdir={workdir}: is no longer writable ({error.strerror}); the last checkpoint is kept"
         ) from error
 
 
-# What reading a file raises that holds something else, or was changed on the disk.
+# Errors from reading a damaged file, or one of another kind.
 DAMAGE = (
     OSError, ValueError, KeyError, TypeError, MemoryError, EOFError, RuntimeError, SyntaxError, zipfile.BadZipFile,
     zlib.error,
@@ -68,10 +68,7 @@ DAMAGE = (
 
 
 def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes arrays beside the file's place and renames it, never all in memory again.
-
-    Of several processes only the first writes. The folder is made where it is missing.
-    """
+    """Writes an `.npz` file atomically, array by array, on the first process only; creates a missing folder."""
     if not is_first():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,16 +77,16 @@ def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Returns what `write_arrays` wrote, in that order.
+    """Returns the arrays of a file of `write_arrays`, in order.
 
     Raises:
-      One of `DAMAGE`: there is no such file, or it is not as it was written.
+      One of `DAMAGE`: the file is missing or damaged.
     """
     with np.load(path, allow_pickle=False) as file:
-        # Ours are stored as they are: what unpacks to more than the file holds is not.
+        # Our files are not compressed; refuse others, which could expand to any size.
         if any(member.compress_type != zipfile.ZIP_STORED for member in file.zip.infolist()):
             raise ValueError("compressed")
-        # numpy reads as much as an array's own head says, and may miss the checksum at its end.
+        # numpy reads only as much as an array's header says, and may not verify the checksum.
         if file.zip.testzip() is not None:
             raise ValueError("checksum differs")
         return {name: file[name] for name in file.files}

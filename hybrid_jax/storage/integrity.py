@@ -1,7 +1,7 @@
-"""Whether a checkpoint is sound: a checksum of every array, and what `meta` says, checked before it is used.
+"""Integrity of checkpoints: checksums of arrays, and checks of `meta` before use.
 
-A checkpoint may come from anyone. Its config is data, never code; sizes that it names are compared with the files
-before anything is built or allocated.
+A checkpoint may come from an untrusted source. Its config is data, never code, and sizes in it are compared with the
+files before anything is built or allocated.
 """
 
 import functools
@@ -20,11 +20,11 @@ from jax.sharding import Mesh
 from hybrid_jax import config as config_lib
 from hybrid_jax import sharding
 
-# What `meta` held before it had a checksum of its own.
+# Fields of `meta` in older checkpoints, which have no checksum of it.
 _UNSEALED = {"format_version", "step", "seed", "config", "fingerprint", "parts", "checksums"}
-# Trained parameters hardly compress; a whole checkpoint has never been seen to by more than 3.
+# Upper bound of the compression ratio; trained checkpoints were compressed at most threefold.
 _RATIO = 100
-_SMALL = 2**26  # bytes, which may be allocated in any case
+_SMALL = 2**26  # bytes that may always be allocated
 LARGEST_META = 2**26  # bytes
 
 
@@ -46,19 +46,19 @@ def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
 
 @functools.lru_cache
 def _compiled_checksums(mesh: Mesh | None):
-    # Whole on every device, so that every process can read them.
+    # Replicated, so that every process can read them.
     return jax.jit(_checksums, out_shardings=None if mesh is None else sharding.replicated(mesh))
 
 
 def checksums(tree: Any) -> dict[str, str]:
-    """Returns {path of each array: 16 hexadecimal digits}, computed where the array lies."""
+    """Returns {path of an array: 16 hexadecimal digits}, computed on the array's devices."""
     paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
     sums = jax.device_get(_compiled_checksums(getattr(leaves[0].sharding, "mesh", None))(list(leaves)))
     return {jax.tree_util.keystr(p): f"{int(a):08x}{int(b):08x}" for p, (a, b) in zip(paths, sums, strict=True)}
 
 
 def of_model(model) -> str:
-    """Returns a checksum of all that an `inference.Model` computes with, 16 hex digits."""
+    """Returns a checksum of an `inference.Model`'s parameters and palette, 16 hex digits."""
     digest = hashlib.sha256(json.dumps(checksums(model.params), sort_keys=True).encode())
     if model.palette is not None:
         digest.update(model.palette.content())
@@ -66,50 +66,50 @@ def of_model(model) -> str:
 
 
 def sealed(meta: dict[str, Any]) -> dict[str, Any]:
-    """Returns `meta` with a checksum of itself, as `checksum`."""
+    """Returns `meta` with its checksum in the field `checksum`."""
     return meta | {"checksum": _digest(meta)}
 
 
 def check_sealed(meta: Any) -> None:
-    """Raises ValueError or KeyError where a restored `meta` is not what was saved."""
+    """Raises ValueError or KeyError if a restored `meta` differs from the saved one."""
     if not isinstance(meta, dict):
         raise ValueError("meta is not an object")
-    # One changed byte cannot make the one set of names from the other.
+    # A single changed byte cannot turn one set of names into the other.
     if set(meta) != _UNSEALED and meta["checksum"] != _digest({k: v for k, v in meta.items() if k != "checksum"}):
         raise ValueError("checksum of meta differs")
 
 
 def _digest(meta: dict[str, Any]) -> str:
-    # JSON knows no tuples: what is written and what is read back must have one text.
+    # As JSON text, so that tuples and the lists read back give the same digest.
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def size_on_disk(folder: pathlib.Path) -> int:
-    """Returns the bytes of all files under a folder."""
+    """Returns the size of all files under a folder, in bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def check_bytes(wanted: int, on_disk: int) -> None:
-    """Raises ValueError where `wanted` bytes of arrays cannot be what files of `on_disk` bytes hold."""
+    """Raises ValueError if files of `on_disk` bytes cannot hold arrays of `wanted` bytes."""
     if wanted > max(_SMALL, _RATIO * on_disk):
         raise ValueError(f"its arrays would take {_told(wanted)}, its files hold {_told(on_disk)}")
 
 
 def config_of(nested: Any, on_disk: int) -> ml_collections.ConfigDict:
-    """Returns the config that a checkpoint's `meta` holds.
+    """Returns the config in a checkpoint's `meta`.
 
     Args:
-      nested: as JSON gives it; anything.
-      on_disk: bytes of the checkpoint's files.
+      nested: decoded JSON, untrusted.
+      on_disk: size of the checkpoint's files, in bytes.
 
     Raises:
-      UserError: an unknown field, or a value that is not allowed.
-      ValueError: not a config, or one of a model that the files cannot hold.
+      UserError: the config has an unknown field or an invalid value.
+      ValueError: this is not a config, or its model is too large for the files.
     """
     if not isinstance(nested, dict) or not all(isinstance(part, dict | int) for part in nested.values()):
-        raise ValueError("its config is none")
+        raise ValueError("its config is not a config")
     config = config_lib.from_dict(nested)
-    # First, since validation counts up to some of the sizes.
+    # Before validation, whose time depends on some of the sizes.
     check_bytes(_least_bytes(config), on_disk)
     config_lib.validate(config)
     return config

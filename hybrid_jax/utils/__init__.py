@@ -1,1 +1,1 @@
-"""utils."""
+"""Utilities: command line, runtime environment, image grids."""

@@ -1,4 +1,4 @@
-"""Images side by side in one picture, each large enough to be seen.
+"""Grids of images, enlarged or reduced to thumbnails.
 
 Dimensions: n groups of images, H W C image.
 """
@@ -6,7 +6,7 @@ Dimensions: n groups of images, H W C image.
 import numpy as np
 
 THUMBNAIL = 84  # pixels
-HIDDEN = (198, 212, 230)  # bluish, so that it is no grey of an image
+HIDDEN = (198, 212, 230)  # bluish, unlike any grey value
 
 
 def rgb(images: np.ndarray) -> np.ndarray:
@@ -15,7 +15,7 @@ def rgb(images: np.ndarray) -> np.ndarray:
 
 
 def resized(image: np.ndarray) -> np.ndarray:
-    """(H, W, C) uint8 -> RGB: small images grow by a whole factor to 84 pixels or more, large ones shrink to 84."""
+    """(H, W, C) uint8 -> RGB, enlarged by an integer factor to at least 84 pixels, or reduced to 84."""
     from PIL import Image
 
     colour = rgb(image)
@@ -31,7 +31,8 @@ def laid_out(groups: np.ndarray, in_a_row: int) -> np.ndarray:
     """(n, tiles, H, W, 3) uint8 -> one image, several groups in a row."""
     tiles = [[resized(image) for image in group] for group in groups]
     height, width = tiles[0][0].shape[:2]
-    gap, space = 4, 24
+    # Groups of one tile form a regular grid.
+    gap, space = 4, 24 if len(tiles[0]) > 1 else 4
     across, down = width + gap, height + 2 * gap
     group_width = len(tiles[0]) * across + space
     rows, columns = -(-len(tiles) // in_a_row), min(in_a_row, len(tiles))

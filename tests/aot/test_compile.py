@@ -47,7 +47,7 @@ def test_gpu_memory_is_judged_here_as_their_compiler_refuses_nothing(
     report = aot.compile_for("h100:16", tiny_config(), tmp_path, lines.append)
     assert report["fits"] is fits and report["hosts"] == 2
     text = "\n".join(lines)
-    assert "16 in 2 host(s)" in text and "not proven for GPUs" in text and "model.dtype='bfloat16'" in text
+    assert "16 in 2 host(s)" in text and "limits for GPUs" in text and "model.dtype='bfloat16'" in text
     assert ("does not fit: needs 90.00 of 79.11 GiB" in text) is not fits
     assert ("XLA_PYTHON_CLIENT_MEM_FRACTION" in text) is fraction
     assert "all_reduce                3 a step,          1.0 MiB" in text and "libtpu" not in text

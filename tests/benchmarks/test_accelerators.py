@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import accelerator_tables, minimum
+from benchmarks.accelerators import tables
 from hybrid_jax.aot import hlo
 
 GIB, MIB = 2**30, 2**20
@@ -24,11 +24,11 @@ def test_the_least_that_is_moved(tiny_config, mesh, least):
     config.train.batch_size = 8
     config.model.projection_dims = (16, 32)
     config.model.dtype = "float32"
-    found = minimum.moved_bytes(config, mesh, PARAMETERS)
-    assert tuple(found[kind] for kind in minimum.KINDS[:3]) == least
+    found = tables.minimum(config, mesh, PARAMETERS)
+    assert tuple(found[kind] for kind in tables.KINDS[:3]) == least
     config.model.dtype = "bfloat16"
     config.objective.contrastive_weight = 0.0
-    half = minimum.moved_bytes(config, {"data": 1, "fsdp": 2}, PARAMETERS)
+    half = tables.minimum(config, {"data": 1, "fsdp": 2}, PARAMETERS)
     assert half["all_gather"] == 2 * half["reduce_scatter"] == 2000 and half["all_reduce"] == 0
 
 
@@ -79,7 +79,7 @@ def test_holes_and_padding_of_a_window_are_no_products():
 
 
 def test_tables_name_ratios_and_what_is_missing(tiny_config):
-    kinds = {kind: {"count": 0, "bytes": 0, "moved_bytes": 0} for kind in minimum.KINDS}
+    kinds = {kind: {"count": 0, "bytes": 0, "moved_bytes": 0} for kind in tables.KINDS}
     kinds["all_reduce"] = {"count": 3, "bytes": 0, "moved_bytes": 3 * MIB}
     answer = {
         "devices": 2, "mesh": {"data": 2, "fsdp": 1}, "parameters": MIB // 4, "flops": 10.0, "collectives": kinds,
@@ -89,11 +89,11 @@ def test_tables_name_ratios_and_what_is_missing(tiny_config):
     }  # fmt: skip
     config = tiny_config()
     config.objective.contrastive_weight, config.model.dtype = 0.0, "float32"
-    assert "| a | 2 | 0.3 | 2.00 of 16.00 | 1.00 | 10.0 | 1.20 | 9 |" in accelerator_tables.sizes([("a", answer)])
-    assert "| a | not compiled |" in accelerator_tables.sizes([("a", None)])
-    table = accelerator_tables.collectives([("a", config, answer), ("b", config, None)])
+    assert "| a | 2 | 0.3 | 2.00 of 16.00 | 1.00 | 10.0 | 1.20 | 9 |" in tables.sizes([("a", answer)])
+    assert "| a | not compiled |" in tables.sizes([("a", None)])
+    table = tables.collectives([("a", config, answer), ("b", config, None)])
     assert "| a | all_reduce | 3 | 3.00 | 1.00 | 3.00 |" in table and "| b |" not in table
     large = answer | {"collectives": None, "peak_bytes_per_device": 20 * GIB}
-    switched = accelerator_tables.switches([("remat", ("a", large), ("b", answer))])
+    switched = tables.switches([("remat", ("a", large), ("b", answer))])
     assert "| remat | without | a | does not fit: 20.0 of 16.00 |" in switched
     assert "| remat | with | b | 1.00 | 10.0 | 1.20 | 3.0 | 1 | 9 |" in switched

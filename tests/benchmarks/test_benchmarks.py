@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import screen, step
+from benchmarks import common, step
 from hybrid_jax.models import flops
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -18,7 +18,7 @@ def test_step_times_every_part(tiny_config):
     config = tiny_config()
     found = step.parts(config) | {step.WHOLE_STEP: step.whole_step(config)}
     found |= {name: step.whole_step(specialist) for name, specialist in step.specialists(config).items()}
-    seconds = {step.PEAK: 1.0, step.STREAM: 1.0} | step.measure({k: part.call for k, part in found.items()}, rounds=1)
+    seconds = {step.PEAK: 1.0, step.STREAM: 1.0} | step.medians({k: part.call for k, part in found.items()}, rounds=1)
     traffic = {step.PEAK: 1.0, step.STREAM: 1e9} | {name: part.traffic for name, part in found.items()}
     lines = step.table(config, seconds, traffic).splitlines()[2:]
     assert [line.split(" | ")[0] for line in lines] == [
@@ -65,8 +65,18 @@ def test_screen_judges_on_validation_at_equal_computation_and_only_once(tmp_path
 
 def test_overrides_keep_types(tiny_config):
     config = tiny_config()
-    screen.apply(
+    common.apply(
         config, ["model.width=8", "data.image_size=[4, 4]", "objective.temperature=0.5", "augment.recipe=none"]
     )
     assert config.model.width == 8 and config.data.image_size == (4, 4)
     assert config.objective.temperature == 0.5 and config.augment.recipe == "none"
+
+
+def test_a_command_is_killed_at_the_line_that_was_waited_for():
+    counting = ("-m", "tests.benchmarks.counting")
+    said = common.run("30", program=counting, until="2")
+    assert said.code == 0 and [line for _, line in said.lines] == ["0", "1", "2"]
+    with pytest.raises(RuntimeError, match="ended before it said '7', exit code 0"):
+        common.run("3", program=counting, until="7")
+    with pytest.raises(RuntimeError, match=r"exit code 1: .*No module named"):
+        common.run(program=("-m", "tests.benchmarks.nothing_of_this_name")).checked()

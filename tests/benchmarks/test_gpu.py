@@ -10,7 +10,7 @@ import sys
 import jax
 import pytest
 
-from benchmarks.gpu import cases, commands, correctness, evaluation, pack, profile, recipe, record, table, versions
+from benchmarks.gpu import cases, correctness, evaluation, pack, profile, recipe, record, table, versions
 from benchmarks.gpu import ceilings as ceilings_stage
 from hybrid_jax import config as config_lib
 from hybrid_jax import train_state
@@ -170,7 +170,7 @@ def test_kernels_are_added_up_by_part_and_kind():
     ("path", "part"),
     [
         ("jit(s)/jvp(HybridModel.log_prob)/decoder/transformer/dot_general", "decoder forward"),
-        ("jit(s)/transpose(jvp(HybridModel))/encoder.images_and_views/mul", "encoder backward"),
+        ("jit(s)/transpose(jvp(HybridModel))/encoder/transformer/mul", "encoder backward"),
         ("jit(s)/jvp()/reduce_sum", "losses"),
         ("jit(s)/_uniform/threefry2x32", "views"),
         ("jit(s)/mul", "optimizer, average, norms, rest"),
@@ -275,13 +275,6 @@ def test_the_recipe_takes_a_folder_or_a_prepared_set(folders):
     words = recipe.words(str(folders), "seed=1", tiny=False)
     assert "--config.data.name=cifar10" in words and words[-1] == "--config.seed=1"
     assert recipe.progress(folders) == {"step": 0}
-
-
-def test_a_command_is_killed_at_the_line_that_was_waited_for(folders):
-    said = commands.run("30", module="tests.benchmarks.counting", until="2")
-    assert said.code == 0 and [line for _, line in said.lines] == ["0", "1", "2"]
-    with pytest.raises(RuntimeError, match=r"exit code 1: .*No module named"):
-        commands.run(module="tests.benchmarks.nothing_of_this_name").entry()
 
 
 @pytest.mark.slow

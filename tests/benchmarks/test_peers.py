@@ -1,40 +1,31 @@
 """The table of contests: who is held against whom, and what a contender that cannot run leaves."""
 
 import math
-import sys
+import pickle
+from functools import partial
 
 import pytest
 
-from benchmarks import contest as contest_lib
-from benchmarks import peers
+from benchmarks.peers import __main__ as peers
+from benchmarks.peers import contest as contest_lib
+from benchmarks.peers import contests
 from hybrid_jax.errors import UserError
-
-_WORKER = """
-import sys, time
-from benchmarks import contest
-def build(quick):
-    print("a library's own words")
-    if sys.argv[1] == "absent":
-        import kornia_of_nobody.augmentation
-    if sys.argv[1] == "broken":
-        raise ValueError("two\\nlines")
-    return contest.Described(lambda: time.sleep(0.001), {"parameters": 1000})
-contest.work(build, True)
-"""
+from tests.benchmarks.counting import contender
 
 
 def _contest(*labels: str) -> contest_lib.Contest:
-    return contest_lib.Contest("a", "work", "step", 2.0, {label: lambda quick: lambda: None for label in labels})
+    return contest_lib.Contest("a", "work", "step", 2.0, {label: partial(contender, label) for label in labels})
 
 
-def test_a_contest_measures_who_can_run_and_says_why_others_cannot():
+def test_a_contest_measures_who_can_run_and_says_why_others_cannot(capfd):
     contest = _contest("hybrid_jax", "peer", "absent", "broken")
-    found = contest_lib.hold(contest, lambda label: [sys.executable, "-c", _WORKER, label], rounds=2, least=0.0)
+    found = contest_lib.hold(contest, quick=True, rounds=2, least=0.0)
     assert [len(result.seconds) for result in found.values()] == [2, 2, 0, 0]
     assert found["peer"].facts == {"parameters": 1000} and found["peer"].median() >= 0.001
     assert 2**20 < found["peer"].rss < 2**40
     assert found["broken"].trouble == "failed: ValueError: two"
-    assert "| absent | not installed: pip install kornia_of_nobody |" in peers.rows(contest, found)[2]
+    assert "| absent | not installed: pip install kornia-of-nobody |" in peers.rows(contest, found)[2]
+    assert "own words" not in capfd.readouterr().out, "stdout is the table's"
 
 
 def test_rows_compare_with_ours():
@@ -57,13 +48,20 @@ def test_contenders_of_other_sizes_are_no_peers():
 
 def test_letters_choose_contests():
     every = [_contest("hybrid_jax"), _contest("hybrid_jax")]
-    assert [i for i, _ in peers.choose(every, "a", quick=False)] == [0, 1]
+    assert peers.choose(every, "a", quick=False) == every
     with pytest.raises(UserError, match="--only=a,x: must be letters of a"):
         peers.choose(every, "a,x", quick=False)
 
 
-def test_every_contest_has_an_entry_of_ours():
-    assert all(contest.ours() in contest.contenders for contest in peers.contests())
+def test_ours_comes_first_and_every_contender_can_go_to_another_process():
+    for contest in contests.contests():
+        assert next(iter(contest.contenders)).startswith(contest_lib.OURS)
+        assert pickle.loads(pickle.dumps(contest.contenders)).keys() == contest.contenders.keys()
+
+
+def test_what_needs_too_much_memory_is_refused_unrun():
+    with pytest.raises(MemoryError, match="more than 16 GiB: at least 40"):
+        contests.torch_loss(1024, library=True, compiled=False, quick=True)
 
 
 @pytest.mark.parametrize(

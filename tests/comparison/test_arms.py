@@ -47,7 +47,7 @@ def test_overrides_make_another_hybrid():
     [
         ("hybrid,foo", "--arms=foo: must be one of generative"),
         ("hybrid@flops", "--arms=hybrid@flops"),
-        ("hybrid,hybrid", "'hybrid' is there 2 times"),
+        ("hybrid,hybrid", "'hybrid' is given 2 times"),
         ("x:objective.contrastive_wieght=1", "did you mean objective.contrastive_weight?"),
         ("x:objective.contrastive_weight=-1", "must be at least 0"),
         ("x:objective.contrastive_weight", "must be FIELD=VALUE"),

@@ -25,7 +25,7 @@ from hybrid_jax.convert import __main__ as convert_cli
 from hybrid_jax.convert import image_gpt
 from hybrid_jax.errors import UserError
 from hybrid_jax.evaluate import evaluate_workdir
-from hybrid_jax.models import hybrid
+from hybrid_jax.models import hybrid, tokens
 from hybrid_jax.storage import checkpoint
 
 COLOURS, SIDE, WIDTH, DEPTH = 8, 4, 8, 2
@@ -107,18 +107,19 @@ def test_a_converted_workdir_is_evaluated_also_by_image_gpts_own_probes(workdir,
     assert "nats_per_token" in {row["metric"] for row in rows}
 
 
-def test_a_converted_workdir_is_forked_but_not_resumed(workdir, model, mesh_of, tmp_path, one_device):
+def test_a_converted_workdir_is_forked_but_not_resumed(workdir, model, mesh_of, tmp_path, one_device, monkeypatch):
     config = config_lib.from_dict(json.loads((workdir / "config.json").read_text()))
-    lines = []
-    fits = lambda: pytest.fail("fitted")
-    state = initialize.forked_state(config, tmp_path, str(workdir), mesh_of(1), fits, lines.append)
+    lines, spec = [], tokens.TokenSpec.from_config(config)
+    run = initialize.Run(config, tmp_path, mesh_of(1), spec, None, None, None, str(workdir), lines.append)
+    monkeypatch.setattr(initialize, "_fit_palette", lambda run: pytest.fail("fitted"))
+    state, _ = initialize.forked_state(run)
     jax.tree.map(np.testing.assert_array_equal, state.params, model.params)
     np.testing.assert_array_equal(state.palette.nearest, model.palette.nearest)
     assert lines[-1].endswith("new: nothing")
-    with pytest.raises(UserError, match=f"without an optimizer; begin another run with --fork_from={workdir}"):
+    with pytest.raises(UserError, match=f"without an optimizer; start another run with --fork_from={workdir}"):
         train.train_and_evaluate(config, workdir, lines.append)
-    with pytest.raises(UserError, match=f"--workdir={workdir}: has checkpoints already"):
-        convert_cli.from_image_gpt(workdir.parent / "theirs", workdir)
+    with pytest.raises(UserError, match=f"--workdir={workdir}: already has checkpoints"):
+        hybrid_jax.convert.from_image_gpt(workdir.parent / "theirs", workdir)
 
 
 def test_parts_half_precision_and_a_palette_of_its_own_are_read(tmp_path):
@@ -161,11 +162,11 @@ REFUSED = {
     "lacks transformer.h.2.ln_1.weight, transformer.h.2.ln_2.weight, ": {"n_layer": 10**9},
     "palette must be 99 colours (vocab_size - 1) of 3 numbers in [-1, 1]": {"vocab_size": 100},
     "has transformer.wpe.weight (16, 8) instead of (25, 8)": {"n_positions": 25},
-    f"{BIAS} has values up to 0.25; our blocks have no biases, all must be zero": {
+    f"{BIAS} has values up to 0.25; must be all zero, since our blocks have no biases": {
         "tensors": {BIAS: np.eye(1, 3 * WIDTH, dtype=np.float32)[0] / 4}
     },
-    "lacks lm_head.weight; must be as": {"drop": ["lm_head.weight"]},
-    "has unknown score.weight; must be as": {"tensors": {"score.weight": np.zeros((3, 8), np.float32)}},
+    "lacks lm_head.weight; must match": {"drop": ["lm_head.weight"]},
+    "has unknown score.weight; must match": {"tensors": {"score.weight": np.zeros((3, 8), np.float32)}},
     "transformer.wpe.weight is of type I64; must be one of F32": {
         "tensors": {"transformer.wpe.weight": np.zeros((SIDE**2, WIDTH), np.int64)}
     },
@@ -194,20 +195,20 @@ def test_pickles_and_damaged_files_are_refused_unread(tmp_path, capsys):
         return line
 
     np.save(tmp_path / "colours.npy", np.array([Harmful()] * COLOURS), allow_pickle=True)
-    assert "must be an .npy of numbers, never a pickle" in told(f"--palette={tmp_path / 'colours.npy'}")
+    assert "must be an .npy file of numbers, not pickled" in told(f"--palette={tmp_path / 'colours.npy'}")
     np.save(tmp_path / "colours.npy", np.full((COLOURS, 3), 255.0))
     assert "8 colours (vocab_size - 1) of 3 numbers in [-1, 1]" in told(f"--palette={tmp_path / 'colours.npy'}")
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[:-100])
     assert "model.safetensors is damaged" in told()
     (folder / "model.safetensors").unlink()
-    assert f"{folder}: holds no model.safetensors" in told()
+    assert f"{folder}: has no model.safetensors" in told()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Harmful()))
-    assert "pytorch_model.bin is a pickle, which could run any program and is never read" in told()
+    assert "pytorch_model.bin is a pickle, which could run any code and is never read" in told()
     (folder / "preprocessor_config.json").unlink()
-    assert "holds no clusters, the palette's colours; give them with --palette=FILE.npy" in told()
+    assert "has no clusters (the colours of the palette); give them with --palette=FILE.npy" in told()
     (folder / "config.json").write_text("[")
-    assert "config.json: is no JSON" in told()
+    assert "config.json: is not JSON" in told()
     shutil.rmtree(folder)
     assert "theirs: no such folder" in told()
     assert "unrecognized arguments: --what; see --help" in told("--what")
@@ -287,9 +288,9 @@ def test_the_encoder_runs_where_there_is_only_jax(trained, tmp_path):
 
 def test_where_nothing_can_be_written_is_said_before_the_work(workdir, tmp_path, capsys):
     for command, output, words in [
-        ("to_safetensors", tmp_path / "weights.bin", "must be a file that ends in .safetensors"),
-        ("to_stablehlo", tmp_path, "must be a file in a folder that exists"),
-        ("to_safetensors", tmp_path / "none/w.safetensors", "must be a file in a folder that exists"),
+        ("to_safetensors", tmp_path / "weights.bin", "must be a file name that ends in .safetensors"),
+        ("to_stablehlo", tmp_path, "must be a file in an existing folder"),
+        ("to_safetensors", tmp_path / "none/w.safetensors", "must be a file in an existing folder"),
         ("to_image_gpt", workdir, "must be a new or an empty folder"),
     ]:
         assert convert_cli.main([command, f"--workdir={workdir}", f"--output={output}"]) == 2

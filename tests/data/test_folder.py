@@ -97,7 +97,7 @@ def test_split_folders(tmp_path):
     assert data.class_names == ("cat", "dog")
     assert data.notes == ("ignored 1 images outside the split folders",)
     share = sources.load(folder_config(tmp_path, validation_split="34%"))
-    assert any("`validation` is left out" in note for note in share.notes)
+    assert any("`validation` of the data is not used" in note for note in share.notes)
 
 
 def test_split_folder_without_test(tmp_path):
@@ -270,7 +270,7 @@ def test_a_class_of_one_member_is_named_where_probes_cannot_learn_it(tmp_path):
         found = [note for note in sources.load(folder_config(tmp_path / "flat")).notes if "no training image" in note]
         if found:
             break
-    assert len(found) == 1 and "classes have no training image, probes cannot learn them: only" in found[0]
+    assert len(found) == 1 and "classes have no training images, probes cannot learn them: only" in found[0]
 
 
 # Which part of the images evaluators see
@@ -285,7 +285,7 @@ def test_evaluators_see_a_part_of_large_splits(tmp_path):
     assert [len(split.images) for split in (part.train, part.test)] == [20, 6]
     np.testing.assert_array_equal(part.train.images, data.train.images[:20])
     np.testing.assert_array_equal(part.train.labels, data.train.labels[:20])
-    assert part.notes == ("evaluators see 20 of 54 train images (eval.max_images)",)
+    assert part.notes == ("evaluators use 20 of 54 train images (eval.max_images)",)
     assert part.fingerprint != data.fingerprint
     whole = data.for_evaluation(1000)
     assert (whole.notes, whole.fingerprint) == ((), data.fingerprint)

@@ -147,7 +147,7 @@ def test_sets_that_need_none(run, name):
 )
 def test_missing_tensorflow_is_told_before_any_download(run, monkeypatch, words):
     monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None)
-    line = f"{words[0]} needs TensorFlow to be prepared (not to be read): pip install 'tensorflow-cpu>=2.20'"
+    line = f"{words[0]} needs TensorFlow for preparation (not for reading): pip install 'tensorflow-cpu>=2.20'"
     assert run.error(*words) == line
     assert not run.root.exists()
 

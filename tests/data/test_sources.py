@@ -141,7 +141,7 @@ def test_a_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file/below"):
         message = error_of(data_config("embedded", path))
-        assert message.startswith(f"config.data.path='{path}': {path} cannot hold the embedded set (")
+        assert message.startswith(f"config.data.path='{path}': {path} is not writable (")
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing", "no info"])
@@ -366,7 +366,7 @@ def test_a_set_without_images_is_refused(toys, tmp_path, name):
 def test_a_set_that_is_not_prepared_is_never_downloaded(tmp_path):
     message = error_of(data_config("cifar10", tmp_path))
     command = f"python -m hybrid_jax.data.prepare cifar10 --data_dir={tmp_path}"
-    assert message == f"config.data.name='cifar10': is not prepared in {tmp_path}; to prepare it: {command}"
+    assert message == f"config.data.name='cifar10': is not prepared in {tmp_path}; run {command}"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -132,7 +132,7 @@ def test_damage_is_told_in_one_line(tmp_path, stored, kind):
         make(tmp_path / "s", never).images.to_memory()
     message = str(caught.value)
     assert message.startswith(f"config.data.cache='{tmp_path / 's'}': is damaged (")
-    assert message.endswith("delete it and run again, it is made anew") and "\n" not in message
+    assert message.endswith("delete it and run again to recreate it") and "\n" not in message
 
 
 def test_a_place_that_cannot_be_written(tmp_path):

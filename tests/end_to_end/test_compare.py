@@ -54,7 +54,7 @@ def test_every_run_has_a_file_and_every_claim_a_verdict(compared):
     measured = {(row["arm"], row["metric"]) for row in result["runs"]}
     assert ("hybrid", "bits_per_dim") in measured and ("contrastive", "bits_per_dim") not in measured
     assert {"C1", "C2", "C3", "all"} <= {row["claim"] for row in result["claims"]}
-    assert "Can one network do both?" in (compared / "report.html").read_text()
+    assert "Hybrid, generative and contrastive pre-training" in (compared / "report.html").read_text()
 
 
 def test_the_same_command_again_trains_nothing_and_says_the_same(copied):

@@ -66,7 +66,7 @@ def test_a_folder_that_changed_is_refused_until_it_is_as_before(photo_run, tmp_p
             again()
         assert str(caught.value) == (
             f"config.data.path='{tmp_path / 'photos'}': the images, labels or splits are not those the workdir was "
-            "trained on; put them back, or train in another --workdir"
+            "trained on; restore them, or train in another --workdir"
         )
     image.write_bytes(before)
     (tmp_path / "photos").rename(tmp_path / "moved")

@@ -152,7 +152,7 @@ def test_two_processes_train_as_one_stop_together_and_notice_a_death(start, use_
         os.kill(int(re.search(r"process 1 is pid (\d+)", log.read_text())[1]), signal.SIGKILL)
         assert script.wait(timeout=GONE) == 1
     told = log.read_text()
-    assert "process 1 is gone: start all again with the same command" in told and "giving up" in told, told
+    assert "process 1 is gone: restart all processes with the same command" in told and "giving up" in told, told
     assert "Traceback" not in told
 
 

@@ -122,7 +122,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_afresh_in_silence(confi
     shutil.rmtree(tmp_path / "checkpoints")
     lines: list[str] = []
     train.train_and_evaluate(config, tmp_path, lines.append)
-    assert "no checkpoint, though metrics.jsonl goes to step 10: starting again from step 0" in lines
+    assert "no checkpoint, although metrics.jsonl reaches step 10: starting again from step 0" in lines
 
 
 def test_a_second_run_in_the_workdir_is_refused_and_the_first_goes_on(config, tmp_path):

@@ -11,6 +11,7 @@ from fakes import interrupt_after
 
 import hybrid_jax
 from hybrid_jax import evaluate, metrics, train
+from hybrid_jax.data import sources
 from hybrid_jax.errors import NonFiniteError, Preempted, UserError
 from hybrid_jax.evaluate import evaluate_workdir
 from hybrid_jax.inference import load as loading
@@ -104,7 +105,8 @@ def _poison(monkeypatch, at):
         def run(state, images):
             if int(state.step) + 1 in at:
                 kept = jax.tree.map(jnp.copy, state.params)
-                bad = state.replace(params=jax.tree.map(lambda x: x * jnp.nan, state.params))
+                with jax.transfer_guard("allow"):
+                    bad = state.replace(params=jax.tree.map(lambda x: x * jnp.nan, state.params))
                 state, metrics = step(bad, images)
                 return state.replace(params=kept), metrics
             return step(state, images)
@@ -148,8 +150,8 @@ def test_another_config_or_other_data_is_refused_and_sets_nothing_aside(tiny_con
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match=r"model\.width=32"):
         train.train_and_evaluate(tiny_config(model__width=32), tmp_path, quiet[1])
-    load = train.sources.load
-    monkeypatch.setattr(train.sources, "load", lambda config: dataclasses.replace(load(config), fingerprint="other"))
+    load = sources.load
+    monkeypatch.setattr(sources, "load", lambda config: dataclasses.replace(load(config), fingerprint="other"))
     for again in (train.train_and_evaluate, lambda config, workdir, log: evaluate_workdir(workdir, None, None, log)):
         with pytest.raises(UserError, match="not those the workdir was trained on"):
             again(config, tmp_path, quiet[1])

@@ -113,7 +113,7 @@ def test_tokens_that_are_looked_up_are_skipped_in_one_line(change):
     model = SimpleNamespace(spec=tokens.TokenSpec.from_config(config), default_layer="encoder")
     lines = []
     assert evaluators.evaluate(model, digits(), config, log=lines.append) == []
-    assert lines == ["adversarial: skipped, tokens are looked up in a table, so that pixels have no gradient"]
+    assert lines == ["adversarial: skipped, tokens are looked up in an embedding table, so pixels have no gradient"]
 
 
 def test_a_probes_standardisation_folds_into_its_matrix():

@@ -116,7 +116,7 @@ def test_a_class_that_was_never_trained_on_has_no_likelihood():
     data, lines = digits(), []
     data.test.labels = np.where(np.arange(200) == 3, 77, data.test.labels)
     assert evaluate(data, lines.append) == []
-    assert lines == ["calibration: skipped, the test split has a class that the training split has not"]
+    assert lines == ["calibration: skipped, the test split has a class that the training split lacks"]
 
 
 def test_the_error_is_that_of_torchmetrics():

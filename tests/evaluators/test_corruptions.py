@@ -71,6 +71,7 @@ def test_what_the_data_lacks_is_said_in_one_line():
 @pytest.mark.parametrize("severities", [(), (0,), (6,), (1.5,)])
 def test_severities_that_do_not_exist_are_refused(severities):
     c = config_lib.default_config()
+    c.eval.anomaly.num_images = 0
     c.eval.corruptions.severities = severities
     with pytest.raises(UserError, match=r"eval\.corruptions\.severities.*from 1 to 5"):
         config_lib.validate(c)

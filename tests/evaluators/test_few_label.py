@@ -18,6 +18,7 @@ FIRST = ["1 % logistic", "1 % ridge", "10 % logistic", "10 % ridge", "10 per cla
 
 def config(seed=0, **changes):
     c = config_lib.default_config()
+    c.eval.anomaly.num_images = 0
     c.seed, c.eval.evaluators = seed, ("few_label",)
     c.eval.few_label.update(changes)
     config_lib.validate(c)
@@ -203,7 +204,7 @@ def test_a_small_class_gives_all_it_has():
     data.train.labels = np.where(np.arange(900) < 7, 10, data.train.labels)
     rows = evaluators.evaluate(pixel_model(), data, config(shares=(), per_class=(3, 10)))
     assert [row["n_train"] for row in rows[:4]] == [33, 33, 107, 107]
-    assert [row.get("note") for row in rows[:4]] == [None] * 2 + ["a class with fewer images gives all it has"] * 2
+    assert [row.get("note") for row in rows[:4]] == [None] * 2 + ["all images of classes that have fewer"] * 2
 
 
 @pytest.mark.parametrize(

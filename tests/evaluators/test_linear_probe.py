@@ -30,6 +30,7 @@ def labels_of(data):
 
 def config(**changes):
     c = default_config()
+    c.eval.anomaly.num_images = 0
     c.eval.evaluators = ("linear_probe",)
     c.eval.linear_probe.update(changes)
     return c

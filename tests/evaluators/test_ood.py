@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from hybrid_jax import evaluators
-from hybrid_jax.anomaly import fit
 from hybrid_jax.anomaly.joint_score import Measures
 from hybrid_jax.config import default_config
 from hybrid_jax.evaluators import ood, ood_pairs, ood_scores
@@ -31,7 +30,7 @@ def drawn(n, shape=(8, 8, 1), seed=0):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("make", [*ood_pairs.MADE.values(), *fit.SYNTHETIC.values()])
+@pytest.mark.parametrize("make", ood_pairs.MADE.values())
 def test_outliers_have_the_images_shape_and_depend_on_the_seed_alone(make, shape):
     images = RNG.integers(0, 256, (7, *shape), dtype=np.uint8)
     kept = images.copy()
@@ -114,7 +113,7 @@ class Network:
     def measures(self, images):
         rough = np.abs(np.diff(images.astype(float), axis=1)).sum(axis=(1, 2, 3))
         x = self.embed(images)
-        return Measures(x, x, rough, rough / 4, rough * 0.5 + 3)
+        return Measures(x, x, rough, rough * 0.5 + 3)
 
 
 def case(f, labels=True, held_out=True, **settings):
@@ -149,7 +148,7 @@ def test_every_score_has_a_row_for_every_metric_and_pair(rows):
     scores = {"Mahalanobis", "k-NN", "likelihood", "likelihood less code length", "typicality"}
     scores |= {"max-softmax of a probe", "energy of a probe"}
     found = {key[2] for key in rows}
-    assert scores < found and len(found - scores) == 2 and all("joint score J" in name for name in found - scores)
+    assert found == scores | {"joint score"}
     pairs = {"shuffled", "rotated", "noisy", "inverted", "blurred", "held-out classes", ood.MEAN, ood.MEAN_AT_CHANCE}
     assert pairs <= {key[3] for key in rows}
     first = next(iter(rows.values()))

@@ -52,7 +52,7 @@ def run(tmp_path_factory):
     def run(accelerated: bool):
         model, workdir, lines = untrained(config), tmp_path_factory.mktemp("run"), []
         model.params = jax.device_put(model.params, jax.devices()[0])
-        with mock.patch.object(runtime, "present", lambda: accelerated), compiled_programs() as programs:
+        with mock.patch.object(runtime, "on_accelerator", lambda: accelerated), compiled_programs() as programs:
             evaluate.evaluate_and_report(model, data, config, workdir, lines.append)
         assert not [line for line in lines if "not compiled" in line]
         return json.loads((workdir / "eval" / "0.json").read_text()), programs

@@ -127,9 +127,7 @@ def test_another_runs_features_are_named_by_step_and_checksum(tiny_config, tmp_p
     # Nothing is judged by its own features.
     model.params["b"] *= 0
     lines = []
-    assert (
-        evaluators.evaluate(model, data, config, log=lines.append) == [] and "the checkpoint that is judged" in lines[0]
-    )
+    assert evaluators.evaluate(model, data, config, log=lines.append) == [] and "the evaluated checkpoint" in lines[0]
 
 
 def test_an_encoder_that_is_none_is_refused_before_training():

@@ -7,18 +7,20 @@ import subprocess
 import sys
 import zlib
 
+import compress_images
 import jax
 import numpy as np
 import pytest
 import tiny
+from compress_images import Coder, unpack
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from hybrid_jax import compression, compression_command
 from hybrid_jax.errors import UserError
 from hybrid_jax.inference.model import Model
 from hybrid_jax.models import hybrid, tokens
 
+ROOT = pathlib.Path(__file__).parents[2]
 COLOUR = {"data__channels": 3}
 PALETTE = {"model__token_kind": "palette", "model__palette_size": 7}
 
@@ -43,9 +45,9 @@ def digits(num, channels=1):
 
 @pytest.fixture(scope="module")
 def packed():
-    """A model, images and their file."""
-    model, images = make(tiny.get_config()), digits(5)
-    return model, images, compression.compress(model, images)
+    """A model's coder, images and their file."""
+    coder, images = Coder(make(tiny.get_config())), digits(5)
+    return coder, images, coder.compress(images)
 
 
 @pytest.mark.parametrize(
@@ -62,15 +64,12 @@ def packed():
 def test_what_is_restored_is_what_was_coded_and_takes_what_the_model_predicts(tiny_config, overrides, patch_size):
     model = make(tiny_config(model__patch_size=patch_size, **overrides))
     # Batches of 14, the last of 13: one image of it is padding.
-    images = digits(41, model.spec.channels)
-    data = compression.compress(model, images)
-    restored, stream = compression.decompress(model, data), compression.unpack(data)
+    coder, images = Coder(model), digits(41, model.spec.channels)
+    data = coder.compress(images)
+    restored, stream = coder.decompress(data), unpack(data)
     assert (stream.batch, stream.num, restored.dtype) == (14, 41, np.uint8)
-    if compression.exact(model):
-        np.testing.assert_array_equal(restored, images)
-    else:
-        shown = tokens.decode(tokens.encode(images, model.spec, model.palette), model.spec, model.palette)
-        np.testing.assert_array_equal(restored, shown)
+    shown = tokens.decode(tokens.encode(images, model.spec, model.palette), model.spec, model.palette)
+    np.testing.assert_array_equal(restored, images if coder.exact else shown)
     # By the other path, which sees all tokens at once. The stream's end takes up to two words of 32 bits.
     predicted = -model.token_log_prob(images).sum(dtype=np.float64) / math.log(2)
     assert predicted > 6_400
@@ -78,11 +77,11 @@ def test_what_is_restored_is_what_was_coded_and_takes_what_the_model_predicts(ti
 
 
 def test_tokens_that_the_model_holds_to_be_impossible_are_coded(tiny_config):
-    model, images = make(tiny_config(), scale=3.0), digits(5)
-    data = compression.compress(model, images)
-    np.testing.assert_array_equal(compression.decompress(model, data), images)
+    coder, images = Coder(make(tiny_config(), scale=3.0)), digits(5)
+    data = coder.compress(images)
+    np.testing.assert_array_equal(coder.decompress(data), images)
     # No distribution over 256 tokens spends that much on what it holds to be possible.
-    assert 8 * compression.unpack(data).stream.nbytes / images.size > 16
+    assert 8 * unpack(data).stream.nbytes / images.size > 16
 
 
 @pytest.mark.slow
@@ -90,44 +89,44 @@ def test_another_process_restores_the_images(packed, tmp_path):
     _, images, data = packed
     (tmp_path / "file").write_bytes(data)
     task = (
-        "import sys, pathlib; sys.path.insert(0, 'tests'); import numpy as np, test_compression as t\n"
-        "model, path = t.make(t.tiny.get_config()), pathlib.Path(sys.argv[1])\n"
-        "np.save(path / 'back.npy', t.compression.decompress(model, (path / 'file').read_bytes()))"
+        "import sys, pathlib; sys.path[:0] = ['tests', 'examples', 'tests/examples']; import numpy as np\n"
+        "import test_compress_images as t; path = pathlib.Path(sys.argv[1])\n"
+        "back = t.Coder(t.make(t.tiny.get_config())).decompress((path / 'file').read_bytes())\n"
+        "np.save(path / 'back.npy', back)"
     )
-    root = pathlib.Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", task, tmp_path], cwd=root, check=True)
+    subprocess.run([sys.executable, "-c", task, tmp_path], cwd=ROOT, check=True)
     np.testing.assert_array_equal(np.load(tmp_path / "back.npy"), images)
 
 
 def test_another_model_is_refused(packed, tiny_config):
-    model, _, data = packed
+    model, data = packed[0].model, packed[2]
     with pytest.raises(UserError, match="another checkpoint"):
-        compression.decompress(make(tiny_config(), seed=1), data)
+        Coder(make(tiny_config(), seed=1)).decompress(data)
     other = Model(model.config, dict(model.params), None, step=3)
     other.params["head"] = dict(other.params["head"])
     other.params["head"]["hidden_bias"] = np.nextafter(model.params["head"]["hidden_bias"], np.float32(1))
     with pytest.raises(UserError, match="another checkpoint"):
-        compression.decompress(other, data)
+        Coder(other).decompress(data)
 
 
 def test_another_version_or_machine_is_refused_and_named(packed):
-    model, _, data = packed
-    parts = compression.unpack(data)
+    coder, _, data = packed
+    parts = unpack(data)
     for name in ("jaxlib", "constriction", "device", "cores", "program"):
-        changed = compression._pack(parts._replace(environment=parts.environment | {name: "odd"}))
+        changed = compress_images.pack(parts._replace(environment=parts.environment | {name: "odd"}))
         with pytest.raises(UserError, match=f"{name}=odd: must be restored"):
-            compression.decompress(model, changed)
+            coder.decompress(changed)
 
 
 def test_truncated_and_changed_files_are_refused_in_one_line(packed):
-    model, _, data = packed
+    coder, _, data = packed
     flipped = (data[:i] + bytes([data[i] ^ 4]) + data[i + 1 :] for i in range(len(data)))
     for damaged in (*flipped, *(data[:i] for i in range(len(data))), data + b"\0", b"", b"\x89PNG"):
         with pytest.raises(UserError) as error:
-            compression.unpack(damaged)
+            unpack(damaged)
         assert "\n" not in str(error.value)
     # Changed by one who knows the checksum: the pixels have one of their own.
-    parts = compression.unpack(data)
+    parts = unpack(data)
     for made in (
         parts._replace(stream=parts.stream ^ np.uint32(1)),
         parts._replace(stream=parts.stream[:3]),
@@ -136,32 +135,31 @@ def test_truncated_and_changed_files_are_refused_in_one_line(packed):
         parts._replace(num=4),
     ):
         with pytest.raises(UserError) as error:
-            compression.decompress(model, compression._pack(made))
+            coder.decompress(compress_images.pack(made))
         assert "\n" not in str(error.value)
     head = data[:-4].replace(b'{"jax"', b"[[[[[[")
     with pytest.raises(UserError, match="header"):
-        compression.unpack(head + struct.pack("<I", zlib.crc32(head)))
+        unpack(head + struct.pack("<I", zlib.crc32(head)))
 
 
 @pytest.mark.parametrize("images", [digits(1)[:0], digits(1)[:, :4], digits(1, 3), digits(1) / 1.0])
 def test_images_that_would_have_to_be_changed_are_refused(packed, images):
     with pytest.raises(UserError, match=r"must be uint8 \(n, 8, 8, 1\)"):
-        compression.compress(packed[0], images)
+        packed[0].compress(images)
 
 
 def test_a_model_without_a_likelihood_is_refused(tiny_config):
-    model = make(tiny_config(objective__generative_weight=0.0))
     with pytest.raises(UserError, match="no likelihood"):
-        compression.compress(model, digits(1))
+        Coder(make(tiny_config(objective__generative_weight=0.0)))
 
 
 def test_the_command_compresses_restores_and_compares(packed, tmp_path, monkeypatch, capsys):
-    model, images, _ = packed
-    monkeypatch.setattr(compression_command.loading, "load", lambda *_: model)
+    coder, images, _ = packed
+    monkeypatch.setattr(compress_images.hybrid_jax, "load", lambda *_: coder.model)
     (tmp_path / "folder").mkdir()
     for i, image in enumerate(images):
         Image.fromarray(image[..., 0]).save(tmp_path / "folder" / f"{i}.png")
-    run = lambda name, source, *flags: compression_command.main(
+    run = lambda name, source, *flags: compress_images.main(
         [name, "--workdir=w", f"--input={tmp_path / source}", *flags]
     )
     assert run("compress", "folder", f"--output={tmp_path / 'file'}") == 0

@@ -48,7 +48,7 @@ def test_a_completion_keeps_the_image_and_draws_the_rest_given_it(model, images)
         (lambda m, x: m.complete(x, 3, 0), r"num_rows=3: must be a multiple of the patch size 2 in \[0, 8\]"),
         (lambda m, x: m.complete(x, 10, 0), r"num_rows=10: must be a multiple of the patch size 2 in \[0, 8\]"),
         (lambda m, x: m.complete(x, None, 0, num_patches=17), r"num_patches=17: must lie in \[0, 16\]"),
-        (lambda m, x: m.complete(x, 4, 0, num_patches=3), "must be one of the two"),
+        (lambda m, x: m.complete(x, 4, 0, num_patches=3), "exactly one of the two"),
     ],
 )
 def test_what_no_distribution_or_image_has_is_refused(model, images, ask, told):

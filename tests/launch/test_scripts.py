@@ -1,6 +1,7 @@
 """Scripts of launch/: linted, alike in form, and exact in what a dry run prints. Clouds are not reached."""
 
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -51,13 +52,32 @@ def test_a_tpu_vm_is_made_started_stopped_evaluated_and_deleted_by_these_command
 def test_a_host_mounts_the_bucket_brings_the_data_and_trains_under_supervision():
     printed = lines(run("host.sh", "--dry_run", "--config=configs/x.py", **GS | {"HOME": "/home/u"}))
     assert any(line.startswith("gcsfuse ") and "ttl-secs=0" in line for line in printed)
-    assert printed[-2] == "/home/u/venv/bin/python -m hybrid_jax.fetch gs://bucket/data /home/u/data"
+    assert printed[-2] == "gcloud storage rsync --recursive gs://bucket/data /home/u/data"
     assert printed[-1].endswith(
         "launch/supervise.sh /home/u/bucket/runs/one /home/u/venv/bin/python -m hybrid_jax.main "
         "--workdir=/home/u/bucket/runs/one --config=configs/x.py --config.data.path=/home/u/data"
     )
     # An evaluation takes its data from the workdir's config.
     assert "data.path" not in lines(run("host.sh", "--dry_run", "--mode=eval", **GS))[-1]
+
+
+@pytest.mark.parametrize("flag, path", [("--config=configs/x.py", " --config.data.path={}/data"), ("--mode=eval", "")])
+def test_a_pod_brings_the_data_and_starts_once(tmp_path, flag, path):
+    for name in ("gcloud", "python"):
+        stand_in(tmp_path, name, f'echo {name} "$@"')
+    folder = {"WORKDIR": str(tmp_path / "run"), "LOCAL_DATA": str(tmp_path / "data")}
+    assert lines(run("pod.sh", flag, path=tmp_path, **GS | folder)) == [
+        f"gcloud storage rsync --recursive gs://bucket/data {tmp_path}/data",
+        f"python -m hybrid_jax.main --workdir={tmp_path}/run {flag}{path.format(tmp_path)}",
+    ]
+
+
+def test_a_pod_whose_image_has_no_gcloud_is_a_mistake(tmp_path):
+    for name in ("bash", "dirname", "mkdir"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    done = run("pod.sh", PATH=str(tmp_path), WORKDIR=str(tmp_path / "run"), DATA="gs://bucket/data")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: DATA=gs://bucket/data: there is no gcloud here to copy it with\n"
 
 
 def test_two_slices_are_asked_for_as_one_request():

@@ -8,7 +8,7 @@ import pytest
 
 from hybrid_jax import train_state, train_step
 from hybrid_jax.config import likelihood_batch
-from hybrid_jax.models import flops, hybrid, tokens
+from hybrid_jax.models import flops, tokens
 from hybrid_jax.models.heads import factor_sizes, hidden_units
 
 
@@ -45,16 +45,14 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_count_is_that_of_the_traced_losses(tiny_config, name):
     config = tiny_config(**CASES[name])
-    model, state = hybrid.build_model(config), train_state.abstract_state(config)
+    objective, state = train_step.Objective.from_config(config), train_state.abstract_state(config)
     images = jax.ShapeDtypeStruct((config.train.batch_size, 8, 8, 1), np.uint8)
     key = jax.eval_shape(lambda: jax.random.key(0))
     batch = jax.eval_shape(
-        lambda key, images, palette: train_step.make_batch(config, model, key, images, palette),
+        lambda key, images, palette: train_step.make_batch(objective, key, images, palette),
         key, images, state.palette,
     )  # fmt: skip
-    traced = jax.make_jaxpr(lambda *a: train_step.loss_fn(a[0], config, model, *a[1:]))(
-        state.params, batch, state.palette
-    )
+    traced = jax.make_jaxpr(lambda *a: train_step.loss_fn(a[0], objective, *a[1:]))(state.params, batch, state.palette)
     products = matrix_products(traced.jaxpr) - one_hot_products(config)
     assert flops.total(config) == flops.BACKWARD_AND_FORWARD * products
 

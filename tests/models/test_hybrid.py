@@ -42,7 +42,8 @@ def test_arms_share_the_initial_values_of_shared_modules_and_create_nothing_else
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_encoder_mask(tiny_config, causal):
     model, params, coded = setup(tiny_config())
-    encode = jax.jit(lambda t: model.apply({"params": params}, t, None, causal, method=lambda m, *a: m.encoder(*a)[0]))
+    encoded = lambda m, t: m.encoder([transformer.Stream(t, causal)], None)[0].output
+    encode = jax.jit(lambda t: model.apply({"params": params}, t, method=encoded))
     changed = coded.at[:, 5].add(7)
     same = (encode(coded) == encode(changed)).all(axis=(0, 2))
     assert bool(same[:5].all()) is causal
@@ -76,7 +77,7 @@ def test_one_pass_over_images_and_views_gives_what_two_passes_give(tiny_config, 
     # Block by block as jax computes them: a compiler may fuse the two programs differently.
     with jax.disable_jit():
         rounded = {"params": transformer.cast_block_kernels(params, jnp.dtype(dtype))}
-        log_prob, embedded = model.apply(rounded, coded, views, None, keep, method="log_prob_and_embedding")
+        log_prob, embedded = model.apply(rounded, coded, views, None, keep)
         want = model.apply({"params": params}, coded, None, method="token_log_prob")
         np.testing.assert_array_equal(log_prob, want)
         want = model.apply({"params": params}, views, None, keep, method="view_embedding")

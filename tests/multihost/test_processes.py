@@ -73,7 +73,7 @@ def test_processes_that_do_not_find_each_other_get_one_line(initialised, monkeyp
         raise RuntimeError("DEADLINE_EXCEEDED: no answer\nmore")
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
-    with pytest.raises(UserError, match=r"do not find each other \(DEADLINE_EXCEEDED: no answer\)$"):
+    with pytest.raises(UserError, match=r"cannot connect \(DEADLINE_EXCEEDED: no answer\)$"):
         join(coordinator="h:1", num_processes=2, process_id=0)
 
 

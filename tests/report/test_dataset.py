@@ -169,7 +169,7 @@ def test_missing_classes_grey_and_flat_images_are_warned_of(folder, tmp_path):
     folder("labelled/d/1.png", noise(92))
     summary, _ = summarise(config_of(folder(), data__labelled_split="labelled", eval__evaluators=()), tmp_path)
     assert kinds(summary) == ["single_image", "grey", "flat"]
-    assert "labelled split of class c" in summary["warnings"][0]["line"]
+    assert "class c in the labelled split" in summary["warnings"][0]["line"]
 
 
 def test_a_class_that_only_the_test_split_has_is_warned_of(folder, tmp_path):
@@ -246,7 +246,7 @@ def test_the_sheet_of_unlabelled_images_that_are_not_square(folder, tmp_path, ch
         folder(f"{i}.png", noise(i, (8, 24, 3)))
     overrides = {"data__image_size": (8, 24), "data__channels": channels, "objective__contrastive_weight": weight}
     summary, lines = summarise(config_of(folder(), augment__recipe="crop_flip", **overrides), tmp_path)
-    assert summary["classes"] is None and any(line.startswith("no classes") for line in lines)
+    assert summary["classes"] is None and any(line.startswith("no labels") for line in lines)
     path = tmp_path / "run" / "data.png"
     with Image.open(path) as image:
         assert 600 < image.width < 2500 and 100 < image.height < 2500

@@ -73,7 +73,7 @@ def test_a_short_run_keeps_every_row(tmp_path):
 @pytest.mark.parametrize(
     ("prepare", "name", "says"),
     [
-        (lambda w: None, "x", "holds no readable config.json"),
+        (lambda w: None, "x", "must be the folder of a run"),
         (lambda w: write_run(w, tiny(), steps=7), "x", "its log ends at step 7 of 10"),
         (lambda w: write_run(w, tiny(), steps=0), "x", "its log ends at step 0 of 10"),
         (lambda w: write_run(w, tiny(), results=None), "x", "step 10 was not evaluated"),

@@ -34,7 +34,7 @@ def test_results_that_cannot_be_read_choose_nothing(tmp_path, text):
 @pytest.mark.parametrize(("settings", "words"), [
     ({"eval__every_steps": 0}, r"best_metric='knn_accuracy': .*eval.every_steps \(now 0\) above 0"),
     ({"eval__evaluators": ("likelihood",)}, "needs 'knn' among eval.evaluators"),
-    ({"checkpoint__best_metric": "nats_per_token"}, "must be bits_per_dim where model.token_kind='intensity'"),
+    ({"checkpoint__best_metric": "nats_per_token"}, "must be bits_per_dim if model.token_kind='intensity'"),
     ({"checkpoint__best_metric": "bits_per_dim", "objective__generative_weight": 0.0}, "needs objective.generative"),
     ({"checkpoint__best_metric": "few_label_accuracy", "eval__few_label__shares": (),
       "eval__few_label__per_class": ()}, "needs eval.few_label.shares or"),

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ import hybrid_jax
 from hybrid_jax import config as config_lib
 from hybrid_jax import train_state
 from hybrid_jax.errors import UserError
+from hybrid_jax.storage import best as best_checkpoint
 from hybrid_jax.storage import checkpoint
 from hybrid_jax.storage.checkpoint import Checkpoints
 from hybrid_jax.train_state import TrainState
@@ -279,7 +281,8 @@ def test_last_n_every_mth_and_the_best_are_kept_and_a_resumed_run_keeps_them_too
     scores = {2: 0.1, 3: 0.9, 6: 0.9, 8: 0.2, 9: 0.95}
     kept = {}
     for first in (1, 5, 8):
-        with contextlib.closing(checkpoint.Checkpoints(tmp_path, config)) as checkpoints:
+        best_step = functools.partial(best_checkpoint.best_step, tmp_path, "knn_accuracy")
+        with contextlib.closing(Checkpoints(tmp_path, config, best_step=best_step)) as checkpoints:
             for step in range(first, {1: 5, 5: 8, 8: 12}[first]):
                 state = SimpleNamespace(step=np.int32(step), saved=lambda: {"params": {"w": jnp.zeros(3)}})
                 checkpoints.save(state, config, "data")
@@ -293,19 +296,19 @@ def test_last_n_every_mth_and_the_best_are_kept_and_a_resumed_run_keeps_them_too
     checkpoints = checkpoint.Checkpoints(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"checkpoint": {"best_metric": "knn_accuracy"}}))
     for asked, meant in {"best": [9], "latest": [11, 10, 9, 5], None: [11, 10, 9, 5], "5": [5], 10: [10]}.items():
-        assert checkpoint.choose_steps(tmp_path, asked, checkpoints) == meant
+        assert best_checkpoint.choose_steps(tmp_path, asked, checkpoints) == meant
     # Where the config is lost, the newest checkpoint knows.
     (tmp_path / "config.json").unlink()
-    assert checkpoint.choose_steps(tmp_path, "best", checkpoints) == [9]
+    assert best_checkpoint.choose_steps(tmp_path, "best", checkpoints) == [9]
 
 
 def test_a_step_that_is_not_there_gets_a_line_that_says_what_to_do(tmp_path):
     for asked, metric, words in (
-        ("best", "", r"--step=best: .*train with --config.checkpoint.best_metric.*or take one of 5, 10"),
+        ("best", "", r"--step=best: .*train with --config.checkpoint.best_metric.*or use one of 5, 10"),
         ("best", "knn_accuracy", r"--step=best: no checkpoint has a validation knn_accuracy yet; .*5, 10"),
         ("7", "", r"--step=7: must be latest, best or one of 5, 10"),
         ("9" * 5000, "", "must be latest, best or one of"),
         ("../5", "", "must be latest, best or one of"),
     ):
         with pytest.raises(UserError, match=words):
-            checkpoint.choose(tmp_path, asked, [5, 10], metric, f"--step={asked}")
+            best_checkpoint.choose(tmp_path, asked, [5, 10], metric, f"--step={asked}")

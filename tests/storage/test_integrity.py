@@ -97,7 +97,7 @@ def test_arrays_that_the_files_cannot_hold_are_not_allocated(run, little_memory)
 def test_a_hostile_config_json_is_not_trusted(run, text):
     workdir, _ = run
     (workdir / "config.json").write_text(text)
-    with pytest.raises(UserError, match=r"this run chose no checkpoint\.best_metric"):
+    with pytest.raises(UserError, match=r"this run has no checkpoint\.best_metric"):
         loading.load(workdir, "best")
 
 

@@ -1,4 +1,4 @@
-"""Ten thousand training and two thousand test images of Fashion-MNIST, shipped with the package."""
+"""10,000 training and 2,000 test images of Fashion-MNIST that ship with the package."""
 
 CLASS_NAMES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",

@@ -22,7 +22,7 @@ class FashionMnist12k(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        # `Tensor`, not `Image`: tfds encodes an array as an Image with TensorFlow only.
+        # `Tensor`, not `Image`: tfds needs TensorFlow to encode an `Image`.
         features = {
             "image": tfds.features.Tensor(shape=(28, 28, 1), dtype=np.uint8),
             "label": tfds.features.ClassLabel(names=CLASS_NAMES),
@@ -48,15 +48,15 @@ class FashionMnist12k(tfds.core.GeneratorBasedBuilder):
 
 
 def open_embedded(path: str) -> reader.Prepared:
-    """Returns the embedded set; prepares it as array_record where it is not.
+    """Returns the embedded set; prepares it as array_record on first use.
 
-    Any number of processes may call this at once.
+    Several processes may call this at once.
 
     Args:
-      path: where prepared sets lie; empty = the default of tfds, which honours TFDS_DATA_DIR.
+      path: folder of prepared sets; empty = the default of tfds, which honours TFDS_DATA_DIR.
 
     Raises:
-      UserError: the directory cannot be written, or what lies there is damaged.
+      UserError: the directory is not writable, or the prepared set is damaged.
     """
     root = reader.data_root(path)
     try:
@@ -65,17 +65,19 @@ def open_embedded(path: str) -> reader.Prepared:
             _prepare(builder)
             builder = FashionMnist12k(data_dir=root)
     except OSError as error:
-        allowed = f"{root} cannot hold the embedded set ({error.strerror or error}); name a writable directory"
+        allowed = (
+            f"{root} is not writable ({error.strerror or error}); must be a writable directory for the embedded set"
+        )
         raise reject("data.path", path, allowed) from error
     return reader.Prepared.from_builder(builder)
 
 
 def _prepare(builder: FashionMnist12k) -> None:
-    # tfds prints two lines and draws progress bars, which only hide those of the run.
+    # Output and progress bars of tfds would clutter the run's log.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             builder.download_and_prepare(file_format="array_record")
         except OSError:
-            # Each process writes a directory of its own and renames it; all but the first fail to.
+            # Each process writes its own directory and renames it; only the first succeeds.
             if not builder.data_path.exists():
                 raise

@@ -1,1 +1,1 @@
-"""tfds."""
+"""Prepared TensorFlow Datasets (tfds), read without TensorFlow."""

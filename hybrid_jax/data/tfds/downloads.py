@@ -1,4 +1,4 @@
-"""Downloads of tfds that fail within seconds, leave nothing behind and are made by one process at a time."""
+"""Downloads of tfds with short timeouts, clean-up after failure, and a lock between processes."""
 
 import contextlib
 import fcntl
@@ -20,12 +20,12 @@ _PATIENCE = (10, 60)  # seconds: to connect, between two packets
 
 @contextlib.contextmanager
 def alone(root: pathlib.Path, name: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Lets one process of all that prepare set `name` under `root` go on at a time.
+    """Holds a lock, so that one process at a time prepares set `name` under `root`.
 
-    Does nothing where the file system has no locks.
+    Does nothing on file systems without locks.
 
     Raises:
-      OSError: `root` cannot be written.
+      OSError: `root` is not writable.
     """
     missing = [folder for folder in (root, *root.parents) if not folder.exists()]
     root.mkdir(parents=True, exist_ok=True)
@@ -54,11 +54,11 @@ def _lock(file: IO, path: pathlib.Path, say: Callable[[str], None]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        say("waiting for another process that prepares it")
+        say("waiting for another process that prepares this data set")
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError:
-        return True  # no locks here
-    # The process before removes the file it held: then this lock is of a file that no one else will find.
+        return True  # the file system has no locks
+    # The previous holder removes the file; a lock on a removed file is void.
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -67,13 +67,12 @@ def _lock(file: IO, path: pathlib.Path, say: Callable[[str], None]) -> bool:
 
 @contextlib.contextmanager
 def watched(root: pathlib.Path, name: str) -> Iterator[tuple[dict[str, pathlib.Path], pathlib.Path]]:
-    """Makes downloads for set `name` fail after seconds without an answer; removes what is not worth keeping.
+    """Sets short timeouts for downloads of set `name`, and removes temporary files at the end.
 
-    Archives that were downloaded completely stay in `root/downloads`.
+    Completely downloaded archives stay in `root/downloads`.
 
     Yields:
-      asked: the addresses that are downloaded from, each with the folder it is written to.
-      extracted: a folder for what archives hold.
+      {URL: folder of its download} of started downloads, and a folder for extracted archives.
     """
     asked: dict[str, pathlib.Path] = {}
     send, download = requests.adapters.HTTPAdapter.send, downloader._Downloader.download
@@ -87,14 +86,14 @@ def watched(root: pathlib.Path, name: str) -> Iterator[tuple[dict[str, pathlib.P
         return download(self, url, destination_path, *args, **options)
 
     before = _traces(root, name)
-    # Not tfds's own, which processes share: where there are no locks, one would remove what another reads.
+    # Not the shared folder of tfds: without locks, one process would remove files that another reads.
     extracted = root / "downloads" / f"extracted_{name}_{uuid.uuid4().hex}"
     with contextlib.ExitStack() as stack:
         stack.enter_context(_replaced(requests.adapters.HTTPAdapter, "send", impatient_send))
         stack.enter_context(_replaced(downloader._Downloader, "download", noted_download))
         stack.enter_context(_replaced(downloader, "MAX_RETRIES", 0))
         stack.callback(socket.setdefaulttimeout, socket.getdefaulttimeout())
-        socket.setdefaulttimeout(_PATIENCE[1])  # for what tfds fetches by FTP
+        socket.setdefaulttimeout(_PATIENCE[1])  # for FTP downloads of tfds
         try:
             yield asked, extracted
         finally:
@@ -114,7 +113,7 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def _traces(root: pathlib.Path, name: str) -> set[pathlib.Path]:
-    """Folders of a set and, unless it is prepared, the file that names its default config."""
+    """Returns the folders of a set and, unless it is prepared, the file that names its default config."""
     downloads, set_folder = root / "downloads", root / name
     found = {downloads, *downloads.glob(f"{name}/**/"), *root.glob(f"{name}/**/")}
     if not any(set_folder.glob("**/features.json")):
@@ -123,7 +122,7 @@ def _traces(root: pathlib.Path, name: str) -> set[pathlib.Path]:
 
 
 def _remove(paths: Iterable[pathlib.Path]) -> None:
-    """Removes files, and folders that are empty without them."""
+    """Removes files, then empty folders."""
     for path in sorted(paths, key=lambda path: len(path.parts), reverse=True):
         with contextlib.suppress(OSError):
             path.rmdir() if path.is_dir() else path.unlink()

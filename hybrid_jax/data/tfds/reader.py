@@ -1,4 +1,4 @@
-"""Image sets that tfds has prepared, read without TensorFlow from tfrecord or array_record."""
+"""Reader of prepared tfds image sets (tfrecord or array_record), without TensorFlow."""
 
 import dataclasses
 import os
@@ -21,14 +21,14 @@ _CHUNK_BYTES = 16 << 20  # of encoded images: about 150 photographs, which decod
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A set of images that lies prepared on disk.
+    """A prepared image set on disk.
 
     Attributes:
-      name: the set, `set/config` where it has configs.
-      data_path: the folder of its files.
-      splits: split name -> number of images.
-      class_names: of the feature `label`, in the order of the labels; None where it is absent or no class.
-      builder: what tfds knows of the set.
+      name: `set`, or `set/config` for sets with configs.
+      data_path: folder of its files.
+      splits: {split: number of images}.
+      class_names: names of the classes of feature `label`, in the order of the labels; None without class labels.
+      builder: tfds builder of the set.
     """
 
     name: str
@@ -39,10 +39,10 @@ class Prepared:
 
     @classmethod
     def from_builder(cls, builder: tfds.core.DatasetBuilder) -> "Prepared":
-        """Wraps the builder of a set that is prepared.
+        """Wraps the builder of a prepared set.
 
         Raises:
-          UserError: damaged, without images, or in a format that cannot be read safely.
+          UserError: the set is damaged, has no images, or has an unsupported format.
         """
         info, path = builder.info, pathlib.Path(builder.data_path)
         name = "/".join(filter(None, (builder.name, builder.builder_config and builder.builder_config.name)))
@@ -51,8 +51,8 @@ class Prepared:
         kind = info.file_format.value
         if kind not in records.READERS:
             other = path.parents[name.count("/") + 1] / "array_record"
-            allowed = f"is prepared as {kind}, must be as {' or '.join(records.READERS)}"
-            # Formats do not mix in one directory.
+            allowed = f"is prepared as {kind}, must be {' or '.join(records.READERS)}"
+            # One directory cannot mix formats.
             raise reject("data.name", name, f"{allowed}: {command(name, str(other))} and set data.path={other}")
         check_features(name, info.features)
         label = _feature(info.features, "label")
@@ -79,22 +79,23 @@ class Prepared:
         return files
 
     def chunks(self, split: str, size: int = 1000) -> Iterator[records.Decoded]:
-        """Reads a split once in file order, in parts that bound the memory; every byte read is checked.
+        """Reads a split in file order, in parts of bounded memory; checksums of all records are verified.
 
         Args:
           split: one of `splits`.
-          size: at most so many images a part; large images come in smaller parts.
+          size: maximum images per part; parts of large images are smaller.
 
         Yields:
-          images: b arrays (h, w, c), uint8 or uint16, as stored; h and w may differ.
-          labels: (b,) int32, -1 where tfds keeps a label secret; None where `class_names` is None.
+          b images (h, w, c), uint8 or uint16, as stored, of possibly different h and w; and (b,) int32 labels, -1 for
+          hidden labels, or None if `class_names` is None.
 
         Raises:
-          UserError: no such split; a file is missing, cut off, changed or holds other than the stated number.
+          UserError: there is no such split; a file is missing, truncated or damaged, or has a wrong number of
+            records.
         """
         features = self.builder.info.features
         names = ("image",) if self.class_names is None else ("image", "label")
-        # Other features are left alone: decoding those of some sets takes longer than the image.
+        # Other features are not decoded: for some sets they take longer than the image.
         wanted = tfds.features.FeaturesDict({name: features[name] for name in names})
         with ThreadPoolExecutor() as pool:
             for file, part in self._parts(split, size):
@@ -104,7 +105,7 @@ class Prepared:
                     raise _damaged(self.data_path, f"{file.name}: {error}") from error
 
     def _parts(self, split: str, size: int) -> Iterator[tuple[pathlib.Path, list[bytes]]]:
-        """The undecoded records of a split, file by file."""
+        """Yields undecoded records of a split, file by file."""
         read, files = records.READERS[self.file_format], self.files(split)
         for file, length in zip(files, self.builder.info.splits[split].shard_lengths, strict=True):
             part: list[bytes] = []
@@ -125,15 +126,15 @@ class Prepared:
 
 
 def open_named(name: str, path: str, others: tuple[str, ...]) -> Prepared:
-    """Opens a set that lies prepared; never downloads, never runs the set's own code.
+    """Opens a prepared set; never downloads, never runs the set's code.
 
     Args:
       name: `set`, `set/config` or `set:version`.
-      path: where prepared sets lie; empty = the default of tfds, which honours TFDS_DATA_DIR.
-      others: names that are no tfds sets but allowed, for the error line.
+      path: folder of prepared sets; empty = the default of tfds, which honours TFDS_DATA_DIR.
+      others: allowed names that are not tfds sets, for the error message.
 
     Raises:
-      UserError: an unknown set, or one that is not prepared, damaged, without images or of another format.
+      UserError: the set is unknown, not prepared, damaged, without images, or has an unsupported format.
     """
     root = data_root(path)
     base = base_name(name)
@@ -146,37 +147,37 @@ def open_named(name: str, path: str, others: tuple[str, ...]) -> Prepared:
     if prepared is None:
         there = _configs_on_disk(pathlib.Path(root, base))
         hint = f" ({', '.join(there)} is there)" if there else ""
-        allowed = f"is not prepared in {root}{hint}; to prepare it: {command(name, path)}"
+        allowed = f"is not prepared in {root}{hint}; run {command(name, path)}"
         raise reject("data.name", name, allowed)
     return prepared
 
 
 def find(name: str, root: str) -> Prepared | None:
-    """Opens a set prepared under `root`; None where it is not.
+    """Opens a set prepared under `root`; returns None if it is not prepared.
 
     Raises:
-      UserError: what lies there is damaged, without images or of another format.
+      UserError: the set is damaged, has no images, or has an unsupported format.
     """
     try:
-        # From its files, not by `tfds.builder`: the code of some sets imports TensorFlow.
+        # From files, not by `tfds.builder`, since the code of some sets imports TensorFlow.
         builder = read_only_builder.builder_from_files(name, data_dir=root)
     except tfds.core.DatasetNotFoundError:
         return None
-    except Exception as error:  # whatever the parsers of its two JSON files raise
+    except Exception as error:  # raised by the parsers of two JSON files
         folder = pathlib.Path(root, base_name(name))
         raise _damaged(folder, f"dataset_info.json or features.json: {records.line(error)}") from error
     return Prepared.from_builder(builder)
 
 
 def data_root(path: str) -> str:
-    """Returns the directory of prepared sets: `path`, or the default of tfds where it is empty.
+    """Returns the directory of prepared sets: `path`, or the default of tfds if it is empty.
 
     Raises:
-      UserError: it is an address, not a directory.
+      UserError: it is a URL.
     """
     root = os.path.expanduser(path or tfds.core.constants.DATA_DIR)
     if "://" in root:
-        raise reject("data.path", root, "must be a directory of this machine; buckets can be mounted")
+        raise reject("data.path", root, "must be a local directory; buckets can be mounted")
     return root
 
 
@@ -186,23 +187,23 @@ def base_name(name: str) -> str:
 
 
 def is_name(name: str) -> bool:
-    """Whether a name has the form that tfds can parse."""
+    """Returns whether tfds can parse a name."""
     return re.fullmatch(r"\w+(/[\w.-]+)?(:[\d.]+)?", name) is not None
 
 
 def command(name: str, path: str) -> str:
-    """Returns the command line that prepares a set in `path` (empty = the default of tfds)."""
+    """Returns the command that prepares a set in `path` (empty = the default of tfds)."""
     folder = f" --data_dir={shlex.quote(path)}" if path else ""
     return f"python -m hybrid_jax.data.prepare {shlex.quote(name)}{folder}"
 
 
 def check_features(name: str, features: tfds.features.FeatureConnector) -> None:
-    """Raises UserError where a set has no feature `image` that can be read without TensorFlow."""
+    """Raises UserError unless a set has a feature `image` that can be read without TensorFlow."""
     image = _feature(features, "image")
     if image is None or len(getattr(image, "shape", None) or ()) != 3 or image.np_dtype not in (np.uint8, np.uint16):
         raise reject("data.name", name, "must be a set with a feature `image` of 8 or 16 bits")
     if isinstance(image, tfds.features.Image) and image.np_dtype == np.uint16 and image.shape[-1] != 1:
-        raise reject("data.name", name, "16-bit images must be grey: no decoder here keeps 16 bits of colour")
+        raise reject("data.name", name, "must not have 16-bit colour images: only 16-bit grey images can be decoded")
 
 
 def _feature(features: tfds.features.FeatureConnector, name: str) -> tfds.features.FeatureConnector | None:

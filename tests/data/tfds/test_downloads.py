@@ -115,7 +115,7 @@ def test_a_failed_download_names_what_to_fetch(run, address, expect, monkeypatch
     message = run.error("fetched/plain")
     assert time.monotonic() - start < 15
     assert message.startswith(f"fetched/plain cannot be downloaded ({reason}")
-    assert message.endswith(f"; fetch by hand {url} as a.bin, and add --manual_dir=FOLDER that holds what you fetched")
+    assert message.endswith(f"; download manually {url} as a.bin, and add --manual_dir=FOLDER with these files")
     assert not run.root.exists()
 
 
@@ -125,8 +125,8 @@ def test_a_file_fetched_by_hand(run, tmp_path, expect):
     archive.write_bytes(ARCHIVE[:-64])
     message = run.error("fetched/plain", f"--manual_dir={tmp_path}")
     assert message == (
-        f"{archive} is damaged or another file than http://127.0.0.1:9/a.bin (its checksum differs); "
-        "delete it and fetch it again"
+        f"{archive} is damaged or is not http://127.0.0.1:9/a.bin (its checksum differs); "
+        "delete it and download it again"
     )
     assert not run.root.exists()
     archive.write_bytes(ARCHIVE)
@@ -136,7 +136,7 @@ def test_a_file_fetched_by_hand(run, tmp_path, expect):
 
 def test_a_damaged_download(run, address, expect):
     expect(f"{address}/pictures.bin", ARCHIVE[1:])
-    assert run.error("fetched/plain").endswith("(its checksum differs); delete it and fetch it again")
+    assert run.error("fetched/plain").endswith("(its checksum differs); delete it and download it again")
     assert not run.root.exists()
 
 
@@ -145,14 +145,14 @@ def test_a_set_that_must_be_fetched_by_hand(run, tmp_path):
     (tmp_path / "wrong").mkdir()
     (tmp_path / "wrong/other.bin").write_bytes(b"")
     reasons = {
-        run.root / "downloads/manual": "nothing is there",
-        tmp_path / "empty": "nothing is there",
+        run.root / "downloads/manual": "the folder is empty or missing",
+        tmp_path / "empty": "the folder is empty or missing",
         tmp_path / "wrong": f"{tmp_path}/wrong/pictures.bin not found",
     }
     for folder, reason in reasons.items():
         flags = () if folder.is_relative_to(run.root) else (f"--manual_dir={folder}",)
-        wanted = "tfds says: manual_dir should hold the file `pictures.bin`."
-        line = f"by_hand must be fetched by hand into --manual_dir={folder} ({reason}); {wanted}"
+        wanted = "instructions of tfds: manual_dir should hold the file `pictures.bin`."
+        line = f"by_hand must be downloaded manually to --manual_dir={folder} ({reason}); {wanted}"
         assert run.error("by_hand", *flags) == line
     (tmp_path / "wrong/pictures.bin").write_bytes(ARCHIVE)
     assert run("by_hand", f"--manual_dir={tmp_path}/wrong")[0] == 0

@@ -94,7 +94,7 @@ def test_sixteen_bits_are_kept_where_they_are_grey(tmp_path):
     assert image.dtype == np.uint16
     np.testing.assert_array_equal(image[..., 0], values)
     message = error_of(lambda: tiles.prepare_pictures(tmp_path / "colour", [b""], (6, 10, 3), np.uint16))
-    assert "16-bit images must be grey" in message
+    assert "must not have 16-bit colour images" in message
 
 
 def test_large_images_come_in_smaller_parts(tmp_path, monkeypatch):
@@ -126,7 +126,7 @@ def test_formats_that_cannot_be_read_safely_are_refused(copy, tmp_path, other):
     info.write_text(json.dumps(content | {"fileFormat": other}))
     place = tmp_path / "array_record"
     assert error_of(lambda: open_tiles(tmp_path)) == (
-        f"config.data.name='tiles': is prepared as {other}, must be as tfrecord or array_record: "
+        f"config.data.name='tiles': is prepared as {other}, must be tfrecord or array_record: "
         f"python -m hybrid_jax.data.prepare tiles --data_dir={place} and set data.path={place}"
     )
 
@@ -137,7 +137,7 @@ def test_a_set_that_is_not_prepared_names_the_command(tmp_path, monkeypatch):
     for path, flag in ((str(tmp_path / "my sets"), f" --data_dir='{tmp_path}/my sets'"), ("", "")):
         root = path or tmp_path
         message = error_of(lambda path=path: reader.open_named("cifar10", path, OTHERS))
-        allowed = f"is not prepared in {root}; to prepare it: {command} cifar10{flag}"
+        allowed = f"is not prepared in {root}; run {command} cifar10{flag}"
         assert message == f"config.data.name='cifar10': {allowed}"
     assert list(tmp_path.iterdir()) == []
 
@@ -146,7 +146,7 @@ def test_a_config_that_is_not_prepared_names_those_that_are(roots, tmp_path):
     shutil.copytree(roots["tfrecord"] / "tiles/1.0.0", tmp_path / "tiles/small/1.0.0")
     for name in ("tiles", "tiles/large"):
         message = error_of(lambda name=name: reader.open_named(name, str(tmp_path), OTHERS))
-        assert f"is not prepared in {tmp_path} (tiles/small is there); to prepare it: " in message
+        assert f"is not prepared in {tmp_path} (tiles/small is there); run " in message
     assert reader.open_named("tiles/small", str(tmp_path), OTHERS).data_path == tmp_path / "tiles/small/1.0.0"
 
 
@@ -158,7 +158,7 @@ def test_a_name_that_tfds_cannot_parse(roots, name):
 
 def test_an_address_is_no_directory():
     message = error_of(lambda: reader.open_named("cifar10", "gs://bucket/sets", OTHERS))
-    assert message.startswith("config.data.path='gs://bucket/sets': must be a directory of this machine")
+    assert message.startswith("config.data.path='gs://bucket/sets': must be a local directory")
 
 
 def test_made_up_data_is_never_taken_for_a_set(roots):

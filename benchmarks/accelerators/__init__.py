@@ -1,0 +1,1 @@
+"""What compilers make of the train step for accelerators that are not here: `python -m benchmarks.accelerators`."""

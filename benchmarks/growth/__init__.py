@@ -1,0 +1,1 @@
+"""How the train step's time and memory grow: `python -m benchmarks.growth`."""
