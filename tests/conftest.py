@@ -19,13 +19,13 @@ os.environ.setdefault("HYBRID_JAX_CACHE", str(pathlib.Path(__file__).parent.pare
 
 import jax
 import pytest
-from jax.sharding import AxisType
 
 jax.config.update("jax_num_cpu_devices", 8)
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
+import meshes
 import tiny
 
 # The oracles need the `[oracle]` extra; without it the rest of the suite still runs.
@@ -47,24 +47,14 @@ def tiny_config():
 @pytest.fixture
 def mesh_of():
     """Returns make(devices, fsdp=1): a (data, fsdp) mesh over the first fake devices."""
-
-    def make(devices: int, fsdp: int = 1):
-        shape, axes = (devices // fsdp, fsdp), ("data", "fsdp")
-        return jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:devices])
-
-    return make
+    return meshes.mesh_of
 
 
 @pytest.fixture
-def use_mesh(monkeypatch, mesh_of):
+def use_mesh():
     """Returns use(devices, fsdp=1): training in this process takes the first fake devices instead of all."""
-    from hybrid_jax import sharding
-
-    def use(devices: int, fsdp: int = 1):
-        mesh = mesh_of(devices, fsdp)
-        monkeypatch.setattr(sharding, "make_mesh", lambda config, *_: mesh)
-
-    return use
+    with contextlib.ExitStack() as stack:
+        yield lambda devices, fsdp=1: stack.enter_context(meshes.on_devices(devices, fsdp))
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Small data sets and models that several tests share: real 8x8 digits, features that are known, random parameters."""
 
-import contextlib
 import json
 import re
 import signal
@@ -12,7 +11,7 @@ import pytest
 import tiny
 from sklearn.datasets import load_digits
 
-from hybrid_jax import sharding, train
+from hybrid_jax import train
 from hybrid_jax.config import default_config
 from hybrid_jax.errors import Preempted
 from hybrid_jax.inference.model import Model
@@ -93,17 +92,6 @@ def evaluated(workdir, step, value, metric="knn_accuracy", test=0.0):
     path = results_path(workdir, step)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows))
-
-
-@contextlib.contextmanager
-def on_devices(count=1, fsdp=1):
-    """Training inside takes the first of the fake devices instead of all."""
-    shape, axes = (count // fsdp, fsdp), ("data", "fsdp")
-    types = (jax.sharding.AxisType.Auto,) * 2
-    mesh = jax.make_mesh(shape, axes, axis_types=types, devices=jax.devices()[:count])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda config, *_: mesh)
-        yield mesh
 
 
 def interrupt_after(config, workdir, steps, log=lambda line: None, **more):

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import tiny
-from fakes import on_devices
+from meshes import on_devices
 
 from hybrid_jax.comparison.run import compare
 from hybrid_jax.errors import UserError

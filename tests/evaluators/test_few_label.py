@@ -4,8 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from fakes import ALL, FeatureModel, flat
-from fakes import digits as digits_of
+from fakes import ALL, FeatureModel, digits, flat
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from hybrid_jax import config as config_lib
@@ -15,10 +14,6 @@ from hybrid_jax.evaluators import few_label, linear_probe
 from hybrid_jax.evaluators.features import raw_pixels
 
 FIRST = ["1 % logistic", "1 % ridge", "10 % logistic", "10 % ridge", "10 per class logistic", "10 per class ridge"]
-
-
-def digits():
-    return digits_of(ALL)
 
 
 def config(seed=0, **changes):
@@ -43,7 +38,7 @@ def padded(x, like):
 
 @pytest.mark.parametrize("n", [30, 65, 900])
 def test_ridge_is_scikit_learns_on_the_padded_features(n):
-    data = digits()
+    data = digits(ALL)
     x, unseen = raw_pixels(data.train.images)[:n], raw_pixels(data.test.images)
     y = 3 * data.train.labels[:n] - 5  # labels with gaps, some negative
     reference = Ridge(alpha=1024, fit_intercept=False)
@@ -58,7 +53,7 @@ def test_ridge_is_scikit_learns_on_the_padded_features(n):
 
 @pytest.mark.parametrize("n", [40, 900])
 def test_logistic_is_scikit_learns_at_the_c_that_validation_likes(n):
-    data = digits()
+    data = digits(ALL)
     rows = {"train": slice(0, n), "validation": slice(None), "test": slice(None)}
     parts = {s: raw_pixels(getattr(data, s).images[rows[s]]) for s in ALL}
     whole = raw_pixels(data.train.images)
@@ -103,7 +98,7 @@ def test_draws_are_stratified_nested_and_pure():
 
 def seen_by(model, seed, monkeypatch):
     """The images of every draw, in order, that classifiers are given as labelled ones."""
-    data, seen, real = digits(), [], few_label.draw
+    data, seen, real = digits(ALL), [], few_label.draw
     monkeypatch.setattr(few_label, "draw", lambda *a: seen.append(real(*a)) or seen[-1])
     evaluators.evaluate(model, data, config(seed))
     monkeypatch.undo()
@@ -118,7 +113,7 @@ def test_every_model_sees_the_same_draws(monkeypatch):
 
 
 def test_rows_stand_beside_raw_pixels_of_the_same_draws():
-    *rows, chosen_by = evaluators.evaluate(pixel_model(), digits(), config())
+    *rows, chosen_by = evaluators.evaluate(pixel_model(), digits(ALL), config())
     assert [row["variant"] for row in rows] == FIRST + [f"{name}, last four layers" for name in FIRST]
     for row in rows:
         assert row["metric"] == "few_label_accuracy" and row["protocol"] == "few-label-v1"
@@ -140,7 +135,7 @@ def test_rows_stand_beside_raw_pixels_of_the_same_draws():
 
 
 def test_perfect_features_reach_one_and_random_features_chance():
-    data = digits()
+    data = digits(ALL)
     answers = {getattr(data, s).images.tobytes(): np.eye(10)[getattr(data, s).labels] for s in ALL}
     perfect = pixel_model(encoder=lambda images: answers[images.tobytes()])
     noise = pixel_model(encoder=lambda images: np.random.default_rng(len(images)).normal(size=(len(images), 8)))
@@ -150,7 +145,7 @@ def test_perfect_features_reach_one_and_random_features_chance():
 
 
 def test_test_labels_choose_nothing():
-    data = digits()
+    data = digits(ALL)
     first = evaluators.evaluate(pixel_model(), data, config())
     data.test.labels = np.random.default_rng(0).permutation(data.test.labels)
     again = evaluators.evaluate(pixel_model(), data, config())
@@ -159,7 +154,7 @@ def test_test_labels_choose_nothing():
 
 
 def test_without_labelled_validation_the_middle_c():
-    data = digits()
+    data = digits(ALL)
     data.validation.labels = None
     rows = evaluators.evaluate(pixel_model(), data, config(c_values=(1.0, 0.01, 0.1)))
     for row in rows:
@@ -171,7 +166,7 @@ def test_without_labelled_validation_the_middle_c():
 
 def test_settings_choose_the_rows():
     changes = {"shares": (), "per_class": (3, 5), "num_seeds": 1}
-    rows = evaluators.evaluate(pixel_model(), digits(), config(**changes))[:4]
+    rows = evaluators.evaluate(pixel_model(), digits(ALL), config(**changes))[:4]
     names = [f"{n} per class {kind}" for n in (3, 5) for kind in ("logistic", "ridge")]
     assert [row["variant"] for row in rows] == names
     assert [row["n_train"] for row in rows] == [30, 30, 50, 50]
@@ -181,7 +176,7 @@ def test_settings_choose_the_rows():
 
 
 def test_floors_are_computed_once_for_a_data_set_a_seed_and_a_setting(tmp_path, monkeypatch):
-    data, calls = digits(), []
+    data, calls = digits(ALL), []
     monkeypatch.setattr(few_label, "raw_pixels", lambda images: calls.append(1) or raw_pixels(images))
     run = lambda **changes: evaluators.evaluate(pixel_model(), data, config(**changes), tmp_path)
     one = {"shares": (), "num_seeds": 1}
@@ -205,7 +200,7 @@ def test_floors_are_computed_once_for_a_data_set_a_seed_and_a_setting(tmp_path, 
 
 
 def test_a_small_class_gives_all_it_has():
-    data = digits()
+    data = digits(ALL)
     data.train.labels = np.where(np.arange(900) < 7, 10, data.train.labels)
     rows = evaluators.evaluate(pixel_model(), data, config(shares=(), per_class=(3, 10)))
     assert [row["n_train"] for row in rows[:4]] == [33, 33, 107, 107]
@@ -231,7 +226,7 @@ def test_settings_that_make_no_sense_are_refused(changes):
     ],
 )
 def test_what_the_data_lacks_is_said_in_one_line(change, reason):
-    data, lines = digits(), []
+    data, lines = digits(ALL), []
     change(data)
     assert evaluators.evaluate(pixel_model(), data, config(), log=lines.append) == []
     assert lines == [f"few_label: skipped, {reason}"]

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from fakes import on_devices
+from meshes import on_devices
 
 import hybrid_jax
 from hybrid_jax import train_state

@@ -9,7 +9,7 @@ import PIL.Image
 import printed
 import pytest
 import tiny
-from fakes import on_devices
+from meshes import on_devices
 from sklearn.datasets import load_sample_images
 
 import hybrid_jax
