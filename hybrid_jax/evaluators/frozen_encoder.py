@@ -49,7 +49,7 @@ class FrozenEncoder:
 
 
 def check(choice: str) -> None:
-    """Raises UserError where `eval.sample_quality.encoder` is neither `random-conv-v1` nor a workdir."""
+    """Raises UserError if `eval.sample_quality.encoder` is neither `random-conv-v1` nor a workdir."""
     if choice == RANDOM_CONV:
         return
     if not checkpoint.directory(choice).is_dir():
@@ -130,7 +130,7 @@ def _weights(image_shape: tuple[int, int, int]) -> tuple[list[tuple[np.ndarray, 
 @jax.jit
 def _forward(weights, images: jax.Array) -> jax.Array:
     layers, matrix = weights
-    # Float32 products also where the default would round them to bfloat16.
+    # Float32 products even if the default would round them to bfloat16.
     exact = jax.lax.Precision.HIGHEST
     x = images.astype(jnp.float32) / 127.5 - 1
     for kernel, bias in layers:

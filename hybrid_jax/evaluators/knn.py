@@ -89,7 +89,7 @@ def classify(queries: np.ndarray, bank: np.ndarray, labels: np.ndarray, k: int, 
 
 
 def check(data, config) -> None:
-    """Raises UserError where `eval.knn.k` asks for more neighbours than there are labelled training images."""
+    """Raises UserError if `eval.knn.k` asks for more neighbours than there are labelled training images."""
     k, count = config.eval.knn.k, len(data.train.images)
     if data.train.labels is not None and k > count:
         raise reject("eval.knn.k", k, f"must be at most the {count} training images")

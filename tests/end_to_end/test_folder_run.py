@@ -65,7 +65,7 @@ def test_a_folder_that_changed_is_refused_until_it_is_as_before(photo_run, tmp_p
         with pytest.raises(UserError) as caught:
             again()
         assert str(caught.value) == (
-            f"config.data.path='{tmp_path / 'photos'}': the images, labels or splits are not those the workdir was "
+            f"config.data.path='{tmp_path / 'photos'}': the images, labels or splits differ from those the workdir was "
             "trained on; restore them, or train in another --workdir"
         )
     image.write_bytes(before)

@@ -153,7 +153,7 @@ def test_another_config_or_other_data_is_refused_and_sets_nothing_aside(tiny_con
     load = sources.load
     monkeypatch.setattr(sources, "load", lambda config: dataclasses.replace(load(config), fingerprint="other"))
     for again in (train.train_and_evaluate, lambda config, workdir, log: evaluate_workdir(workdir, None, None, log)):
-        with pytest.raises(UserError, match="not those the workdir was trained on"):
+        with pytest.raises(UserError, match="differ from those the workdir was trained on"):
             again(config, tmp_path, quiet[1])
     assert checkpoint.Checkpoints(tmp_path).steps() == [3]
 

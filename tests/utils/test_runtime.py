@@ -40,7 +40,7 @@ def test_compiled_programs_are_kept_unless_the_user_says_otherwise(monkeypatch, 
 def test_memory_is_reused_on_one_device_and_several_stay_as_jax_has_them(devices, asynchronous):
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
     environment |= {"JAX_NUM_CPU_DEVICES": devices} if devices else {}
-    code = "from hybrid_jax.utils import runtime; runtime.reuse(); import jax; "
+    code = "from hybrid_jax.utils import runtime; runtime.reuse_memory(); import jax; "
     code += "print(jax.config.values['jax_cpu_enable_async_dispatch'])"
     told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert told.stdout.strip() == asynchronous
