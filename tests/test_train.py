@@ -8,6 +8,8 @@ from hybrid_jax import train, train_state
 from hybrid_jax.errors import UserError
 from hybrid_jax.train_state import cached_by_config
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def test_the_schedule_says_what_is_due(tiny_config):
     settings = {"train__total_steps": 12, "log__every_steps": 5, "checkpoint__every_steps": 4, "eval__every_steps": 6}
@@ -35,7 +37,7 @@ def test_the_overview_counts_every_parameter_once(tiny_config):
 
 def test_the_profile_of_chosen_steps_is_written(tiny_config, tmp_path):
     lines = []
-    config = tiny_config(train__total_steps=4, log__profile_steps=(2, 3), checkpoint__every_steps=4)
+    config = tiny_config(log__profile_steps=(2, 3))
     train.train_and_evaluate(config, tmp_path, lines.append)
     assert f"profile of steps 2 to 3: {tmp_path / 'profile'}" in lines
     (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
@@ -51,7 +53,7 @@ def test_a_span_that_is_none_is_refused(tiny_config, tmp_path, steps):
 def test_a_batch_that_is_not_on_the_devices_fails(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "_batches", lambda run, start: iter([np.zeros((16, 8, 8, 1), np.uint8)]))
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-        train.train_and_evaluate(tiny_config(train__total_steps=1), tmp_path, lambda line: None)
+        train.train_and_evaluate(tiny_config(), tmp_path, lambda line: None)
 
 
 def test_a_cached_function_sees_no_section_that_the_cache_does_not_tell_apart(tiny_config):
