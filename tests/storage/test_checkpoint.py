@@ -238,7 +238,7 @@ def test_a_checkpoint_from_before_meta_had_a_checksum_is_read(saved, tiny_config
 
 def test_another_format_is_refused_and_not_called_damage(saved, tiny_config, monkeypatch):
     monkeypatch.setattr("hybrid_jax.storage.checkpoint.FORMAT_VERSION", 2)
-    with pytest.raises(UserError, match="format 1, not 2"):
+    with pytest.raises(UserError, match="format 1; must be 2"):
         restore(saved, tiny_config())
 
 
