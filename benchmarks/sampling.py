@@ -41,19 +41,15 @@ class Sizes(NamedTuple):
     heads: int = 4
     batch: int = 16
 
-    def settings(self) -> dict[str, Any]:
-        """Returns them as fields of a config."""
-        return {
-            "data.image_size": (self.side, self.side), "data.channels": 3, "model.patch_size": 1,
-            "model.token_kind": "palette", "model.palette_size": COLOURS, "model.encoder_layers": 0,
-            "model.decoder_layers": self.layers, "model.width": self.width, "model.num_heads": self.heads,
-            "model.activation": "quick_gelu", "objective.contrastive_weight": 0.0,
-        }  # fmt: skip
-
     def config(self):
-        """Returns the config."""
+        """Returns the config of Image GPT."""
         config = default_config()
-        config.update_from_flattened_dict(self.settings())
+        config.data.image_size, config.data.channels = (self.side, self.side), 3
+        config.model.update({
+            "patch_size": 1, "token_kind": "palette", "palette_size": COLOURS, "encoder_layers": 0,
+            "decoder_layers": self.layers, "width": self.width, "num_heads": self.heads, "activation": "quick_gelu",
+        })  # fmt: skip
+        config.objective.contrastive_weight = 0.0
         return config
 
 
