@@ -59,6 +59,7 @@ def test_our_causal_blocks_are_image_gpts():
     with torch.no_grad():
         want = theirs(torch.tensor(tokens)).last_hidden_state.numpy()
     ours = Transformer(depth, heads, "quick_gelu", jnp.float32, lambda x: x)
-    hidden, _ = ours.apply({"params": params}, weights["wte.weight"][tokens] + weights["wpe.weight"][:positions], True)
+    inputs = weights["wte.weight"][tokens] + weights["wpe.weight"][:positions]
+    (hidden,), _ = ours.apply({"params": params}, [inputs], [True])
     got = rms_norm().apply({"params": {"scale": weights["ln_f.weight"]}}, hidden)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
